@@ -1,0 +1,50 @@
+# Everything runs from a fresh clone: needs only Python 3.11+ and a C++ compiler, and sets up .venv by itself.
+PYTHON ?= python3
+VENV ?= .venv
+OUTPUT ?= runs
+TRAIN_ARGS ?=
+TEST_ARGS ?=
+BENCHMARK_ARGS ?= --device cpu --batch-size 1 8 --img-size 224 --bench both
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-gpu lint timm-suite benchmark clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(STAMP)  ## make .venv and install the package with its train and dev extras
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[train,dev]'
+	@touch $@
+
+train: $(STAMP)  ## train vmamba_nano on the bundled digits (TRAIN_ARGS="..." for anything else)
+	$(BIN)/python tools/train.py $(TRAIN_ARGS)
+
+test: $(STAMP)  ## run the tests, then timm's own test suite on our models
+	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python tests/run_timm_suite.py
+
+test-gpu: $(STAMP)  ## run only the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu $(TEST_ARGS)
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+timm-suite: $(STAMP)  ## run timm's own test suite on our models
+	$(BIN)/python tests/run_timm_suite.py
+
+benchmark: $(STAMP)  ## compare vmamba_tiny_s1l8 with swin_tiny on this CPU (BENCHMARK_ARGS="...")
+	$(BIN)/python tools/benchmark.py swin_tiny_patch4_window7_224 vmamba_tiny_s1l8 $(BENCHMARK_ARGS)
+
+clean:  ## remove build products and caches; .venv and runs stay
+	rm -rf build dist *.egg-info kernels/*.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -print | xargs rm -rf
