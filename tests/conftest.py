@@ -42,7 +42,7 @@ def _seed():
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
-    """Fail a test that reaches beyond this machine, naming the address. Local sockets stay open for torch.distributed."""
+    """Fail a test that reaches beyond this machine, naming the address; torch.distributed may use local sockets."""
     connect = socket.socket.connect
 
     def guarded(self, address):
