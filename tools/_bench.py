@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import torch
+from _cli import fail
 
 ENVIRONMENT_COLUMNS = ("date", "command", "commit", "device", "threads", "torch", "timm", "vmamba")
 
@@ -41,12 +41,6 @@ class Timing:
             "time_ratio": "" if self.ratio is None else f"{self.ratio:.3f}",
             "num_iter": len(self.milliseconds),
         }
-
-
-def fail(message: str) -> NoReturn:
-    """Print one line on stderr and leave with exit code 2."""
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
 
 
 def select_device(name: str, threads: int | None) -> torch.device:

@@ -14,7 +14,6 @@ memory (GPU only) counts the model, gradients, optimizer state and activations.
 """
 
 import argparse
-import difflib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 import _bench
 import timm
 import torch
+from _cli import check_model_name
 
 import vmamba  # noqa: F401  (registers the models)
 
@@ -59,15 +59,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--baseline {args.baseline} is not one of the models")
     args.models = list(dict.fromkeys(args.models))
     return args
-
-
-def check_model_name(name: str) -> None:
-    """Fail with near names if timm does not know `name` (an architecture or architecture.tag)."""
-    arch = name.partition(".")[0]
-    if timm.is_model(arch):
-        return
-    near = difflib.get_close_matches(arch, timm.list_models(), n=4, cutoff=0.5)
-    _bench.fail(f"unknown model '{name}'" + (f"; near names: {', '.join(near)}" if near else ""))
 
 
 def build_model(name: str, img_size: int | None) -> tuple[torch.nn.Module, tuple[int, int, int]]:

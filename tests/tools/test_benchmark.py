@@ -1,0 +1,151 @@
+"""tools/benchmark.py and the measuring code behind it. No test looks at how long anything took."""
+
+import csv
+
+import _bench
+import benchmark
+import pytest
+import torch
+
+CPU = torch.device("cpu")
+
+
+def run(capsys, *argv):
+    code = benchmark.main(["--device", "cpu", "--threads", str(torch.get_num_threads()), "--num-iter", "2",
+                           "--num-warm-iter", "1", *argv])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def run_failing(capsys, *argv):
+    with pytest.raises(SystemExit) as leave:
+        benchmark.main(["--device", "cpu", *argv])
+    assert leave.value.code == 2
+    return capsys.readouterr().err
+
+
+def table(output):
+    """The cells of the Markdown table in a script's output, one dictionary per row."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")]
+             for line in output.splitlines() if line.startswith("|")]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def test_rounds_are_interleaved_and_start_in_turn():
+    calls = []
+    steps = {name: lambda name=name: calls.append(name) for name in "abc"}
+    timings = _bench.time_interleaved(steps, CPU, num_iter=4)
+    assert "".join(calls) == "abc" "bca" "cab" "abc"
+    assert all(len(t.milliseconds) == 4 and t.ratio is None for t in timings.values())
+
+
+def test_min_time_adds_rounds(monkeypatch):
+    monkeypatch.setattr(_bench, "time_once", lambda step, device: step())
+    timings = _bench.time_interleaved({"a": lambda: 10.0, "b": lambda: 40.0}, CPU, num_iter=1, min_time=0.05)
+    assert timings["a"].milliseconds == (10.0,) * 5
+    assert timings["b"].milliseconds == (40.0,) * 5
+
+
+def test_ratio_is_the_median_over_rounds(monkeypatch):
+    """The machine slows down threefold in round two: the times move, the ratio does not."""
+    monkeypatch.setattr(_bench, "time_once", lambda step, device: step())
+    base, other = iter([10.0, 30.0, 10.0]), iter([20.0, 60.0, 20.0])
+    timings = _bench.time_interleaved(
+        {"base": lambda: next(base), "other": lambda: next(other)}, CPU, num_iter=3, baseline="base")
+    assert timings["other"].columns() == {
+        "median_ms": "20.000", "p20_ms": "20.000", "p80_ms": "44.000", "time_ratio": "2.000", "num_iter": 3}
+    assert timings["base"].ratio == 1.0
+
+
+def test_table_and_csv(tmp_path, capsys):
+    path = tmp_path / "results.csv"
+    argv = ("test_convnext", "test_vit", "--batch-size", "1", "2", "--img-size", "64", "--bench", "both",
+            "--baseline", "test_vit", "--results-file", str(path))
+    for _ in range(2):
+        code, out, _ = run(capsys, *argv)
+        assert code == 0
+        rows = table(out)
+        assert [(r["bench"], r["batch_size"], r["model"]) for r in rows] == [
+            (bench, size, model)
+            for bench in ("inference", "train") for size in "12" for model in ("test_convnext", "test_vit")]
+        assert all(r["time_ratio"] == "1.000" for r in rows if r["model"] == "test_vit")
+        assert all(float(r["median_ms"]) > 0 and r["img_size"] == "64x64" for r in rows)
+    with path.open() as file:
+        saved = list(csv.DictReader(file))
+    assert len(saved) == 16
+    assert set(saved[0]) == set(benchmark.CSV_COLUMNS)
+    for row in saved:
+        assert row["baseline"] == "test_vit"
+        assert row["torch"] == torch.__version__
+        assert row["device"]
+        assert float(row["img_per_s"]) == pytest.approx(
+            int(row["batch_size"]) / float(row["median_ms"]) * 1e3, rel=1e-2)
+
+
+def test_own_image_size_and_options(capsys):
+    code, out, _ = run(capsys, "test_resnet", "--bench", "both", "--amp-dtype", "bfloat16", "--channels-last",
+                       "--batch-size", "2")
+    assert code == 0
+    assert [r["img_size"] for r in table(out)] == ["160x160", "160x160"]
+
+
+def test_training_step_changes_the_weights():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 10))
+    before = model[1].weight.detach().clone()
+    step = benchmark.make_step(model, torch.randn(2, 3, 2, 2), train=True, amp_dtype=None)
+    step()
+    assert not torch.equal(model[1].weight, before)
+    inference = benchmark.make_step(model, torch.randn(2, 3, 2, 2), train=False, amp_dtype=torch.bfloat16)
+    assert inference().dtype == torch.bfloat16
+    assert not model.training
+
+
+def test_model_that_does_not_fit_is_left_out(capsys, monkeypatch):
+    prepare = benchmark.prepare
+
+    def refuse(name, *args):
+        if name == "test_vit":
+            raise torch.OutOfMemoryError
+        return prepare(name, *args)
+
+    monkeypatch.setattr(benchmark, "prepare", refuse)
+    code, out, err = run(capsys, "test_vit", "test_convnext", "--img-size", "64")
+    assert code == 1
+    assert "test_vit does not fit into the memory at batch 1" in err
+    assert [(r["model"], r["time_ratio"]) for r in table(out)] == [("test_convnext", "")]
+
+
+@pytest.mark.parametrize(("argv", "message"), [
+    (["test_convnxt"], "unknown model 'test_convnxt'; near names: test_convnext"),
+    (["test_vit", "--baseline", "test_convnext"], "--baseline test_convnext is not one of the models"),
+    (["test_vit", "--batch-size", "0"], "--batch-size"),
+    (["test_vit", "--num-iter", "0"], "--num-iter"),
+    (["test_vit", "--threads", "0"], "--threads must be at least 1"),
+    (["test_vit", "--device", "tpu"], "unknown device 'tpu'"),
+    (["test_vit", "--device", "meta"], "'meta' is not supported"),
+    (["test_vit", "--results-file", "missing/folder/x.csv"], "cannot write missing/folder/x.csv"),
+])
+def test_bad_arguments(capsys, argv, message):
+    assert message in run_failing(capsys, *argv).splitlines()[-1]
+
+
+def test_other_csv_is_kept(tmp_path, capsys):
+    path = tmp_path / "other.csv"
+    path.write_text("epoch,loss\n1,2\n")
+    assert "other columns" in run_failing(capsys, "test_vit", "--results-file", str(path))
+    assert path.read_text() == "epoch,loss\n1,2\n"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="looks at the message of a machine without a GPU")
+def test_no_gpu(capsys):
+    assert "no CUDA device" in run_failing(capsys, "test_vit", "--device", "cuda")
+
+
+@pytest.mark.gpu
+def test_gpu(capsys):
+    code = benchmark.main(["test_convnext", "test_vit", "--device", "cuda", "--bench", "both", "--num-iter", "2",
+                           "--amp-dtype", "float16"])
+    rows = table(capsys.readouterr().out)
+    assert code == 0
+    assert len(rows) == 4
+    assert all(int(r["peak_memory_mb"]) > 0 for r in rows)
