@@ -1,0 +1,35 @@
+"""Which implementation of a scan runs."""
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+
+from torch import Tensor
+
+BACKENDS = ("auto", "reference", "torch", "triton")
+
+
+@cache
+def has_triton_kernels() -> bool:
+    """Whether Triton and the kernels package are installed; looks without importing either."""
+    return all(importlib.util.find_spec(name) is not None for name in ("triton", "vmamba_kernels.ss2d"))
+
+
+def resolve_backend(backend: str, tensor: Tensor) -> str:
+    """Name of the implementation that will run on ``tensor``: "reference", "torch" or "triton".
+
+    "auto" is Triton for CUDA tensors where it is installed and the plain torch path otherwise.
+
+    Raises:
+        ValueError: ``backend`` is unknown, or named one that cannot run here; nothing falls back silently.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}, but needs one of {', '.join(map(repr, BACKENDS))}")
+    if backend == "auto":
+        return "triton" if tensor.device.type == "cuda" and has_triton_kernels() else "torch"
+    if backend == "triton":
+        if not has_triton_kernels():
+            raise ValueError("backend 'triton' was named, but Triton or its kernels are not installed")
+        if tensor.device.type != "cuda":
+            raise ValueError(f"backend 'triton' was named, but the tensors are on {tensor.device} and it needs CUDA")
+    return backend

@@ -1,0 +1,103 @@
+"""Plain torch path of ``selective_scan``, forward and backward."""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _grouped
+from ._shapes import compute_dtype
+
+
+def _grouped_delta(delta: Tensor, groups: int, delta_bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``[B, D, L]`` -> ``[G, B, L, D / G]`` with the bias added, before the softplus."""
+    out = _to_groups(delta, groups, dtype)
+    if delta_bias is not None:
+        out = out + delta_bias.to(dtype).view(groups, 1, 1, -1)
+    return out
+
+
+def _to_groups(x: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
+    return x.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).to(dtype, memory_format=torch.contiguous_format)
+
+
+def _from_groups(x: Tensor) -> Tensor:
+    return x.permute(1, 0, 3, 2).flatten(1, 2)
+
+
+def _state_to_groups(state: Tensor | None, groups: int, dtype: torch.dtype) -> Tensor | None:
+    return state.unflatten(1, (groups, -1)).transpose(0, 1).to(dtype) if state is not None else None
+
+
+def _matrices_to_groups(M: Tensor, dtype: torch.dtype) -> Tensor:
+    return M.permute(1, 0, 3, 2).to(dtype, memory_format=torch.contiguous_format)  # [B, G, N, L] -> [G, B, L, N]
+
+
+def forward(
+        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+        delta_bias: Tensor | None, delta_softplus: bool, initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns ``(y [B, D, L], last_state [B, D, N], block states [G, B, blocks, D / G, N])``."""
+    dtype, groups = compute_dtype(u), B.shape[1]
+    u_ = _to_groups(u, groups, dtype)
+    delta_ = _grouped_delta(delta, groups, delta_bias, dtype)
+    if delta_softplus:
+        delta_ = F.softplus(delta_)
+    A_ = A.to(dtype).unflatten(0, (groups, -1))
+    B_, C_ = _matrices_to_groups(B, dtype), _matrices_to_groups(C, dtype)
+    h0 = _state_to_groups(initial_state, groups, dtype)
+    if A.shape[1] == 1:
+        y_, last = _grouped.forward_single(u_, delta_, A_, B_, C_, h0, walk=None)
+        starts = y_.new_empty(groups, u.shape[0], 0, A_.shape[1], 1)
+    else:
+        y_, last, starts = _grouped.forward_blocked(u_, delta_, A_, B_, C_, h0)
+    if D is not None:
+        y_.addcmul_(u_, D.to(dtype).view(groups, 1, 1, -1))
+    y = _from_groups(y_)
+    if z is not None:
+        y = y * F.silu(z.to(dtype))
+    return y.to(u.dtype).contiguous(), last.transpose(0, 1).flatten(1, 2).contiguous(), starts
+
+
+def backward(
+        dy: Tensor, dlast: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+        z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool, initial_state: Tensor | None,
+        starts: Tensor,
+) -> tuple[Tensor, ...]:
+    """Gradients of (u, delta, A, B, C, D, z, delta_bias, initial_state); empty tensors for absent arguments."""
+    dtype, groups = compute_dtype(u), B.shape[1]
+    u_ = _to_groups(u, groups, dtype)
+    raw = _grouped_delta(delta, groups, delta_bias, dtype)
+    delta_ = F.softplus(raw) if delta_softplus else raw
+    A_ = A.to(dtype).unflatten(0, (groups, -1))
+    B_, C_ = _matrices_to_groups(B, dtype), _matrices_to_groups(C, dtype)
+    h0, dlast_ = (_state_to_groups(s, groups, dtype) for s in (initial_state, dlast))
+    absent = u.new_empty(0)
+
+    dy, dz = dy.to(dtype), absent
+    if z is not None:
+        y = forward(u.to(dtype), delta, A, B, C, D, None, delta_bias, delta_softplus, initial_state)[0]
+        z_ = z.to(dtype)
+        gate = torch.sigmoid(z_)
+        dz = (dy * y * gate * (1 + z_ * (1 - gate))).to(z.dtype)
+        dy = dy * z_ * gate
+    dy_ = _to_groups(dy, groups, dtype)
+
+    if A.shape[1] == 1:
+        grads = _grouped.backward_single(dy_, dlast_, u_, delta_, A_, B_, C_, h0, walk=None)
+    else:
+        grads = _grouped.backward_blocked(dy_, dlast_, u_, delta_, A_, B_, C_, starts)
+    du_, draw, dD = grads.u, grads.delta, absent
+    if D is not None:
+        dD = (dy_ * u_).sum((1, 2)).flatten().to(D.dtype)
+        du_ = du_.addcmul_(dy_, D.to(dtype).view(groups, 1, 1, -1))
+    if delta_softplus:
+        draw = draw.mul_(torch.sigmoid(raw))
+    dbias = draw.sum((1, 2)).flatten().to(delta_bias.dtype) if delta_bias is not None else absent
+    dinitial = absent
+    if initial_state is not None and grads.initial_state is not None:
+        dinitial = grads.initial_state.transpose(0, 1).flatten(1, 2).to(initial_state.dtype)
+    return (
+        _from_groups(du_).to(u.dtype), _from_groups(draw).to(delta.dtype), grads.A.flatten(0, 1).to(A.dtype),
+        grads.B.permute(1, 0, 3, 2).to(B.dtype), grads.C.permute(1, 0, 3, 2).to(C.dtype), dD, dz, dbias, dinitial,
+    )

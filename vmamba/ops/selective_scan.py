@@ -1,0 +1,133 @@
+"""``selective_scan``: the public operator and its registration as ``torch.ops.vmamba.selective_scan``."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _torch_selective
+from ._backend import resolve_backend
+from ._grouped import BLOCK_STEPS
+from ._library import LIBRARY
+from ._shapes import check_selective_scan, compute_dtype
+from .reference import selective_scan_reference
+
+__all__ = ["selective_scan"]
+
+
+def selective_scan(
+        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
+        delta_bias: Tensor | None = None, delta_softplus: bool = False, initial_state: Tensor | None = None,
+        return_last_state: bool = False, *, backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Selective state-space scan with the signature known from mamba-ssm.
+
+    For every batch entry, channel and step t, with ``d_t = delta_t + delta_bias`` (through a softplus if asked)::
+
+        h_t = exp(d_t A) h_{t-1} + d_t B_t u_t          y_t = <C_t, h_t> + D u_t,   times silu(z_t) if z is given
+
+    Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv:2312.00752, algorithm 2.
+
+    Args:
+        u: Input [B, D, L]; float16, bfloat16, float32 or float64. State and sums are float32 (float64 for float64).
+        delta: Step sizes [B, D, L], before bias and softplus.
+        A: Decay rates [D, N], negative for a stable scan.
+        B: Input matrix [B, G, N, L], or [B, N, L] for one group; channel d belongs to group ``d // (D / G)``.
+        C: Output matrix, shaped as B.
+        D: Skip weights [D].
+        z: Gate [B, D, L].
+        delta_bias: [D], added to ``delta``.
+        delta_softplus: Apply a softplus to the step sizes.
+        initial_state: [B, D, N]; zeros if None.
+        return_last_state: Also return the state after the last step.
+        backend: "auto" (Triton for CUDA tensors, else plain torch), or "reference", "torch", "triton" by name. Only
+            "reference" can be differentiated twice.
+
+    Returns:
+        ``y [B, D, L]`` in the dtype of u; with ``return_last_state`` also ``last_state [B, D, N]``, float32 or float64.
+
+    Raises:
+        ValueError: A shape, dtype or device does not fit (the message names the argument and what it needs), or the
+            named backend cannot run.
+    """
+    B, C = (M.unsqueeze(1) if M.ndim == 3 else M for M in (B, C))
+    if resolve_backend(backend, u) == "reference":
+        check_selective_scan(u, delta, A, B, C, D, z, delta_bias, initial_state)
+        y, last_state = selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
+    else:
+        y, last_state, _ = torch.ops.vmamba.selective_scan(
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, backend)
+    return (y, last_state) if return_last_state else y
+
+
+_TENSORS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+    "bool delta_softplus, Tensor? initial_state")
+LIBRARY.define(f"selective_scan({_TENSORS}, str backend=\"auto\") -> (Tensor y, Tensor last_state, Tensor states)")
+LIBRARY.define(
+    f"selective_scan_backward(Tensor dy, Tensor? dlast_state, Tensor states, {_TENSORS}, str backend) -> Tensor[]")
+
+
+@torch.library.impl(LIBRARY, "selective_scan", "CompositeExplicitAutograd")
+def _forward(
+        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+        delta_bias: Tensor | None, delta_softplus: bool, initial_state: Tensor | None, backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_selective_scan(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    resolve_backend(backend, u)
+    return _torch_selective.forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
+
+
+@torch.library.impl(LIBRARY, "selective_scan_backward", "CompositeExplicitAutograd")
+def _backward(
+        dy: Tensor, dlast_state: Tensor | None, states: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
+        C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool,
+        initial_state: Tensor | None, backend: str,
+) -> list[Tensor]:
+    return list(_torch_selective.backward(
+        dy, dlast_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, states))
+
+
+@torch.library.register_fake("vmamba::selective_scan", lib=LIBRARY)
+def _forward_fake(
+        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+        delta_bias: Tensor | None, delta_softplus: bool, initial_state: Tensor | None, backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_selective_scan(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    batch, channels, length = u.shape
+    groups, states, dtype = B.shape[1], A.shape[1], compute_dtype(u)
+    blocks = 0 if states == 1 else (length + BLOCK_STEPS - 1) // BLOCK_STEPS
+    return (
+        u.new_empty(u.shape), u.new_empty((batch, channels, states), dtype=dtype),
+        u.new_empty((groups, batch, blocks, channels // groups, states), dtype=dtype))
+
+
+@torch.library.register_fake("vmamba::selective_scan_backward", lib=LIBRARY)
+def _backward_fake(
+        dy: Tensor, dlast_state: Tensor | None, states: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
+        C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool,
+        initial_state: Tensor | None, backend: str,
+) -> list[Tensor]:
+    arguments = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    return [t.new_empty(t.shape) if t is not None else u.new_empty(0) for t in arguments]
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *arguments, ctx.backend = inputs
+    ctx.delta_softplus = arguments.pop(8)
+    ctx.save_for_backward(output[2], *arguments)
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, dy: Tensor | None, dlast_state: Tensor | None, _: Tensor | None) -> tuple:
+    states, *arguments = ctx.saved_tensors
+    if dy is None:
+        dy = torch.zeros_like(arguments[0])
+    grads = torch.ops.vmamba.selective_scan_backward(
+        dy, dlast_state, states, *arguments[:8], ctx.delta_softplus, arguments[8], ctx.backend)
+    *grads, dinitial = (g if t is not None else None for g, t in zip(grads, arguments, strict=True))
+    return (*grads, None, dinitial, None)
+
+
+torch.library.register_autograd("vmamba::selective_scan", _autograd, setup_context=_setup_context, lib=LIBRARY)

@@ -1,0 +1,160 @@
+"""``ss2d_scan``: the scan of images, its public function and its registration as ``torch.ops.vmamba.ss2d_scan``."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vmamba.scans import ScanOrder, scan_order, scan_routes
+
+from . import _torch_ss2d
+from ._backend import resolve_backend
+from ._library import LIBRARY
+from ._shapes import check_ss2d_scan, compute_dtype, ss2d_output_dtype
+from .reference import ss2d_scan_reference
+
+__all__ = ["ss2d_scan"]
+
+
+def ss2d_scan(
+        x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
+        order: ScanOrder, *, merge: str | None = "sum", backend: str = "auto",
+) -> Tensor:
+    """Selective scans of an image in K directions, without a copy of the image or of the step sizes per direction.
+
+    For direction k, whose step t visits token ``p = order.index[k, t]``, with factors, B and C read from
+    ``proj[:, p, k]``::
+
+        d_t = softplus(dt_weight[k] factors + dt_bias[k])          A = -exp(A_log[k])
+        h_t = exp(d_t A) h_{t-1} + d_t B x_p                       y_k[p] = <C, h_t> + D_skip[k] x_p
+
+    A padding slot of the order is a token of zeros that takes part: the state decays there. Tokens that a direction
+    never visits get zero from it. Liu et al., "VMamba", arXiv:2401.10166, section 4.2 (SS2D).
+
+    Args:
+        x: Activations [B, L, D], channels last, tokens in row-major order; float16, bfloat16, float32 or float64.
+            State and sums are float32 (float64 for float64).
+        proj: [B, L, K, R + 2N] in natural order, each row (delta factors R, B N, C N). With N = 1, C may be left out
+            ([B, L, K, R + 1]); the output is then the state itself plus the skip.
+        dt_weight: [K, D, R].
+        dt_bias: [K, D] or None.
+        A_log: [K, D, N].
+        D_skip: [K, D] or None.
+        order: Order with K directions over L tokens.
+        merge: "sum" adds the directions; None keeps them apart.
+        backend: "auto" (Triton for CUDA tensors, else plain torch), or "reference", "torch", "triton" by name. Only
+            "reference" can be differentiated twice.
+
+    Returns:
+        ``[B, L, D]``, or ``[B, K, L, D]`` with ``merge=None``, in natural order; in the dtype of x, but float32 for
+        float16, whose range a sum over directions can exceed.
+
+    Raises:
+        ValueError: A shape, dtype, device or the order does not fit (the message names the argument and what it
+            needs), or the named backend cannot run.
+    """
+    if merge not in ("sum", None):
+        raise ValueError(f"merge is {merge!r}, but needs 'sum' or None")
+    if dt_weight.ndim == 3 and order.num_directions != dt_weight.shape[0]:
+        raise ValueError(f"order has {order.num_directions} directions, but dt_weight has K = {dt_weight.shape[0]}")
+    if x.ndim == 3 and order.num_tokens != x.shape[1]:
+        raise ValueError(
+            f"order is for {order.num_tokens} tokens (grid {'x'.join(map(str, order.size))}), "
+            f"but x has L = {x.shape[1]}")
+    arguments = (x, proj, dt_weight, dt_bias, A_log, D_skip)
+    if resolve_backend(backend, x) == "reference":
+        check_ss2d_scan(*arguments, 1, order.num_tokens, order.index)
+        return ss2d_scan_reference(*arguments, order, merge == "sum")
+    named = is_registered(order)
+    name, (height, width) = (order.name, order.size) if named else ("", (1, order.num_tokens))
+    index = None if named else order.index.to(x.device)
+    return torch.ops.vmamba.ss2d_scan(*arguments, name, height, width, index, merge == "sum", backend)[0]
+
+
+def is_registered(order: ScanOrder) -> bool:
+    """Whether ``order`` is the registered one of its name, so that operators may walk it without its table."""
+    if len(order.size) != 2 or order.num_tokens != order.size[0] * order.size[1]:
+        return False
+    try:
+        return scan_order(order.name, order.size, order.num_directions, order.index.device) is order
+    except ValueError:
+        return False
+
+
+_TENSORS = (
+    "Tensor x, Tensor proj, Tensor dt_weight, Tensor? dt_bias, Tensor A_log, Tensor? D_skip, "
+    "str order, SymInt height, SymInt width, Tensor? index, bool merge")
+LIBRARY.define(f"ss2d_scan({_TENSORS}, str backend=\"auto\") -> (Tensor y, Tensor states)")
+LIBRARY.define(f"ss2d_scan_backward(Tensor dy, Tensor states, {_TENSORS}, str backend) -> Tensor[]")
+
+
+@torch.library.impl(LIBRARY, "ss2d_scan", "CompositeExplicitAutograd")
+def _forward(
+        x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
+        order: str, height: int, width: int, index: Tensor | None, merge: bool, backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    check_ss2d_scan(x, proj, dt_weight, dt_bias, A_log, D_skip, height, width, index)
+    resolve_backend(backend, x)
+    return _torch_ss2d.forward(x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, merge)
+
+
+@torch.library.impl(LIBRARY, "ss2d_scan_backward", "CompositeExplicitAutograd")
+def _backward(
+        dy: Tensor, states: Tensor, x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None,
+        A_log: Tensor, D_skip: Tensor | None, order: str, height: int, width: int, index: Tensor | None, merge: bool,
+        backend: str,
+) -> list[Tensor]:
+    return list(_torch_ss2d.backward(
+        dy, x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, merge, states))
+
+
+@torch.library.register_fake("vmamba::ss2d_scan", lib=LIBRARY)
+def _forward_fake(
+        x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
+        order: str, height: int, width: int, index: Tensor | None, merge: bool, backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    check_ss2d_scan(x, proj, dt_weight, dt_bias, A_log, D_skip, height, width, index)
+    batch, length, channels = x.shape
+    directions, _, states = A_log.shape
+    if index is not None:
+        steps = index.shape[1]
+    elif scan_routes(order, directions) is not None:
+        steps = length
+    else:
+        steps = scan_order(order, (int(height), int(width)), directions).length
+    shape = (batch, length, channels) if merge else (batch, directions, length, channels)
+    blocks = _torch_ss2d.state_blocks(steps, states)
+    return (
+        x.new_empty(shape, dtype=ss2d_output_dtype(x)),
+        x.new_empty((batch, directions, blocks, channels, states), dtype=compute_dtype(x)))
+
+
+@torch.library.register_fake("vmamba::ss2d_scan_backward", lib=LIBRARY)
+def _backward_fake(
+        dy: Tensor, states: Tensor, x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None,
+        A_log: Tensor, D_skip: Tensor | None, order: str, height: int, width: int, index: Tensor | None, merge: bool,
+        backend: str,
+) -> list[Tensor]:
+    arguments = (x, proj, dt_weight, dt_bias, A_log, D_skip)
+    return [t.new_empty(t.shape) if t is not None else x.new_empty(0) for t in arguments]
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, order, height, width, index, merge, backend = inputs
+    ctx.save_for_backward(output[1], *tensors, index)
+    ctx.order, ctx.height, ctx.width, ctx.merge, ctx.backend = order, height, width, merge, backend
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple:
+    states, *tensors, index = ctx.saved_tensors
+    if dy is None:
+        return (None,) * 12
+    grads = torch.ops.vmamba.ss2d_scan_backward(
+        dy, states, *tensors, ctx.order, ctx.height, ctx.width, index, ctx.merge, ctx.backend)
+    present = (g if t is not None else None for g, t in zip(grads, tensors, strict=True))
+    return (*present, None, None, None, None, None, None)
+
+
+torch.library.register_autograd("vmamba::ss2d_scan", _autograd, setup_context=_setup_context, lib=LIBRARY)
