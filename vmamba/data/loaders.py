@@ -1,0 +1,103 @@
+"""timm's loaders, filled from parsed arguments and a data configuration."""
+from argparse import Namespace
+from typing import Any
+
+import torch
+from timm.data import FastCollateMixup, create_loader
+from torch.utils.data import Dataset, IterableDataset
+
+from ..errors import UserError
+
+__all__ = ["create_eval_loader", "create_mixup", "create_train_loader"]
+
+
+def create_mixup(args: Namespace, num_classes: int) -> FastCollateMixup | None:
+    """Returns the Mixup/CutMix collate function, or None if neither is asked for."""
+    if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax):
+        return None
+    if args.batch_size % 2:
+        raise UserError(f"--mixup and --cutmix pair images: --batch-size must be even, not {args.batch_size}")
+    return FastCollateMixup(
+        mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, cutmix_minmax=args.cutmix_minmax, prob=args.mixup_prob,
+        switch_prob=args.mixup_switch_prob, mode=args.mixup_mode, label_smoothing=args.smoothing,
+        num_classes=num_classes,
+    )
+
+
+def create_train_loader(
+    dataset: Dataset,
+    args: Namespace,
+    data_config: dict[str, Any],
+    device: torch.device,
+    collate_fn: FastCollateMixup | None = None,
+) -> Any:
+    """Returns the loader of the training split: shuffled, augmented, whole batches only.
+
+    Worker processes are started anew each epoch. So what an epoch draws depends on the seed set at its beginning
+    alone, and a resumed run continues exactly like an uninterrupted one.
+
+    Raises:
+        UserError: the split is smaller than one batch.
+    """
+    if not isinstance(dataset, IterableDataset) and len(dataset) < args.batch_size * args.world_size:
+        raise UserError(f"the training split has {len(dataset)} images, fewer than one batch of "
+                        f"{args.batch_size * args.world_size}: give a smaller --batch-size")
+    return create_loader(
+        dataset,
+        input_size=data_config["input_size"],
+        batch_size=args.batch_size,
+        is_training=True,
+        no_aug=args.no_aug,
+        re_prob=args.reprob,
+        re_mode=args.remode,
+        re_count=args.recount,
+        train_crop_mode=args.train_crop_mode,
+        scale=args.scale,
+        ratio=args.ratio,
+        hflip=args.hflip,
+        vflip=args.vflip,
+        color_jitter=args.color_jitter,
+        auto_augment=args.aa,
+        num_aug_repeats=args.aug_repeats,
+        interpolation=args.train_interpolation or data_config["interpolation"],
+        mean=data_config["mean"],
+        std=data_config["std"],
+        num_workers=args.workers,
+        distributed=args.distributed,
+        collate_fn=collate_fn,
+        pin_memory=device.type == "cuda",
+        device=device,
+        persistent_workers=False,
+    )
+
+
+def create_eval_loader(
+    dataset: Dataset,
+    data_config: dict[str, Any],
+    device: torch.device,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    distributed: bool = False,
+) -> Any:
+    """Returns the loader of a validation split: in order, resized and cropped as `data_config` says.
+
+    Under `torchrun` each process gets its share; `timm.task.evaluation_sample_limit` tells how much of it is not
+    padding.
+    """
+    return create_loader(
+        dataset,
+        input_size=data_config["input_size"],
+        batch_size=batch_size,
+        is_training=False,
+        interpolation=data_config["interpolation"],
+        mean=data_config["mean"],
+        std=data_config["std"],
+        crop_pct=data_config["crop_pct"],
+        crop_mode=data_config["crop_mode"],
+        num_workers=workers,
+        distributed=distributed,
+        pin_memory=device.type == "cuda",
+        device=device,
+        persistent_workers=False,
+    )

@@ -1,0 +1,101 @@
+"""Evaluates a classifier on a split: loss, top-1, top-5 and the confusion matrix, by torchmetrics."""
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.task import evaluation_sample_limit
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..errors import UserError, require
+
+__all__ = ["MAX_CONFUSION_CLASSES", "Evaluation", "evaluate"]
+
+# a confusion matrix of more classes than this can neither be read nor is worth its memory
+MAX_CONFUSION_CLASSES = 2000
+
+
+@dataclass
+class Evaluation:
+    """Results on one split.
+
+    Attributes:
+        loss: mean cross-entropy, nats.
+        top1: share of images whose most probable class is right, percent.
+        top5: share of images whose class is among the five most probable, percent.
+        confusion: images by (true class, predicted class), [C, C] int64; None above `MAX_CONFUSION_CLASSES`.
+        images: number of images.
+    """
+
+    loss: float
+    top1: float
+    top5: float
+    confusion: Tensor | None
+    images: int
+
+    def metrics(self, prefix: str = "") -> dict[str, float]:
+        """Returns the scalar results by name."""
+        return {f"{prefix}loss": self.loss, f"{prefix}top1": self.top1, f"{prefix}top5": self.top5}
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: Any,
+    num_classes: int,
+    device: torch.device,
+    autocast: AbstractContextManager,
+    channels_last: bool = False,
+) -> Evaluation:
+    """Runs `model` over `loader`. Under `torchrun` every image of the split counts exactly once.
+
+    Args:
+        model: maps [B, C, H, W] to logits [B, num_classes].
+        loader: yields (images, class indices).
+        num_classes: number of classes.
+        device: where the model is.
+        autocast: context the forward pass runs in.
+        channels_last: memory format of the input.
+
+    Raises:
+        UserError: torchmetrics is missing, the split is empty, or has labels the model has no class for.
+    """
+    metrics = require("torchmetrics")
+    scores = metrics.MetricCollection({
+        "top1": metrics.Accuracy("multiclass", num_classes=num_classes, average="micro"),
+        "top5": metrics.Accuracy("multiclass", num_classes=num_classes, average="micro", top_k=min(5, num_classes)),
+    }, compute_groups=False).to(device)
+    loss = metrics.MeanMetric().to(device)
+    count = metrics.SumMetric().to(device)
+    confusion = None
+    if num_classes <= MAX_CONFUSION_CLASSES:
+        confusion = metrics.ConfusionMatrix("multiclass", num_classes=num_classes).to(device)
+    left = evaluation_sample_limit(loader)
+    model.eval()
+    for images, labels in loader:
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast:
+            logits = model(images)
+        # the sampler pads each process's share by repeating images at its end: they have run, but do not count
+        logits, labels = logits.float()[:left], labels[:left]
+        left = None if left is None else left - len(labels)
+        if len(labels) == 0:
+            continue
+        if labels.max() >= num_classes or labels.min() < 0:
+            raise UserError(f"the split has labels from {int(labels.min())} to {int(labels.max())}, "
+                            f"but the model has {num_classes} classes")
+        scores.update(logits, labels)
+        loss.update(cross_entropy(logits, labels, reduction="none"))
+        count.update(len(labels))
+        if confusion is not None:
+            confusion.update(logits, labels)
+    images_seen = int(count.compute())
+    if images_seen == 0:
+        raise UserError("the split has no images")
+    result = scores.compute()
+    return Evaluation(
+        float(loss.compute()), 100 * float(result["top1"]), 100 * float(result["top5"]),
+        None if confusion is None else confusion.compute().cpu(), images_seen,
+    )

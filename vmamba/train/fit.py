@@ -1,0 +1,344 @@
+"""The command behind tools/train.py: builds everything the options ask for, trains, and reports."""
+import argparse
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.task import ClassificationTask
+from timm.utils import NativeScaler, distribute_bn, init_distributed_device, trim_summary, unwrap_model, update_summary
+from torch import nn
+
+from ..data import class_names, create_dataset, create_eval_loader, create_train_loader
+from ..data.loaders import create_mixup
+from ..errors import UserError, near_names, tool
+from .arguments import parse_train_arguments
+from .checkpoint import Description, load_state, load_weights, save_state, save_weights
+from .config import dump_config
+from .evaluation import Evaluation, evaluate
+from .loop import Optimisation, create_autocast, seed_epoch, train_one_epoch
+from .model import build_classifier, data_config_for, model_arguments
+from .reports import next_commands, plot_confusion, plot_curves, write_confusion
+from .run_directory import RunDirectory, atomic_path
+
+__all__ = ["main"]
+
+
+@dataclass
+class Run:
+    """Everything a training run consists of.
+
+    Attributes:
+        args: the resolved options; `world_size`, `rank`, `device` and `distributed` included.
+        directory: where the run leaves its files.
+        task: model, loss and EMA.
+        optimisation: optimiser, schedule, loss scaler.
+        train_loader, eval_loader: the two splits.
+        description: what the checkpoints say about the model.
+        epoch: epochs trained so far.
+        epochs: epochs of the whole schedule, warm-up prefix and cool-down included.
+        best: best validation top-1 so far, percent.
+    """
+
+    args: argparse.Namespace
+    directory: RunDirectory
+    task: ClassificationTask
+    optimisation: Optimisation
+    train_loader: Any
+    eval_loader: Any
+    description: Description
+    epoch: int = 0
+    epochs: int = 0
+    best: float = -1.0
+
+
+@tool
+def main(argv: Sequence[str] | None = None, recipes: Path | None = None) -> int:
+    """Trains as the command line says.
+
+    Args:
+        argv: command line without the program name; None is `sys.argv`.
+        recipes: folder of the bundled datasets' recipes.
+
+    Returns:
+        Exit code: 0, or 2 after one line on stderr that says what was wrong with the input.
+    """
+    args = parse_train_arguments(argv, recipes)
+    options = dict(vars(args))
+    directory = _run_directory(args)
+    device = _init_device(args)
+    try:
+        run = _build(args, directory, device)
+        if args.resume:
+            _restore(run)
+        _train(run, options, create_autocast(args, device))
+    finally:
+        if args.distributed:
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+def _run_directory(args: argparse.Namespace) -> RunDirectory:
+    """Chooses the run directory and refuses one that holds another run."""
+    if args.resume:
+        return RunDirectory(args.resume).existing()
+    name = args.experiment or f"{time.strftime('%Y%m%d-%H%M%S')}-{(args.model or 'model').replace('/', '_')}"
+    if Path(name).name != name or name in (".", ".."):
+        raise UserError(f"--experiment is a folder name inside --output, not a path: {name!r}")
+    directory = RunDirectory(Path(args.output) / name)
+    if not args.overwrite:
+        directory.refuse_existing()
+    return directory
+
+
+def _init_device(args: argparse.Namespace) -> torch.device:
+    """Starts the process group under `torchrun` and sets rank, world_size, distributed and device in `args`."""
+    args.distributed = False
+    try:
+        torch.device(args.device)
+        return init_distributed_device(args)
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(f"cannot use --device {args.device}: {error}") from error
+
+
+def _build(args: argparse.Namespace, directory: RunDirectory, device: torch.device) -> Run:
+    """Builds datasets, model, loaders and optimisation; writes nothing."""
+    if not args.model:
+        raise UserError("no model: give --model NAME")
+    seed_epoch(args.seed, -1, args.rank)
+    train_set, eval_set, names = _create_datasets(args)
+    num_classes = args.num_classes or (len(names) if names else None)
+    if names and num_classes and num_classes < len(names):
+        raise UserError(f"--num-classes {num_classes} is too small: the data has {len(names)} classes")
+    channels = args.input_size[0] if args.input_size else args.in_chans
+    weights = load_weights(args.initial_checkpoint)[0] if args.initial_checkpoint else None
+    model = build_classifier(
+        args.model, num_classes=num_classes, in_chans=channels, pretrained=args.pretrained, weights=weights,
+        weights_from=args.initial_checkpoint or "", **model_arguments(args))
+    data_config = data_config_for(model, args)
+    num_classes = model.num_classes
+    names = [*(names or []), *map(str, range(len(names or []), num_classes))]
+    kept = {key: value for key, value in model_arguments(args).items() if key not in ("drop_rate", "drop_path_rate")}
+    description = Description(args.model, num_classes, data_config["input_size"][0], kept, names, data_config,
+                              args.dataset)
+
+    mixup = create_mixup(args, num_classes)
+    train_loader = create_train_loader(train_set, args, data_config, device, mixup)
+    eval_loader = create_eval_loader(
+        eval_set, data_config, device, batch_size=args.validation_batch_size or args.batch_size,
+        workers=args.workers, distributed=args.distributed)
+    task = _create_task(args, model, device, soft_targets=mixup is not None)
+    optimisation, epochs = _create_optimisation(args, model, len(train_loader))
+    if args.distributed:
+        task.prepare_distributed(device_ids=[device] if device.type == "cuda" else None)
+    return Run(args, directory, task, optimisation, train_loader, eval_loader, description, epochs=epochs)
+
+
+def _create_datasets(args: argparse.Namespace) -> tuple[Any, Any, list[str] | None]:
+    """Opens both splits, the validation split with the training split's classes."""
+    channels = args.input_size[0] if args.input_size else (args.in_chans or 3)
+    shared = {"input_img_mode": args.input_img_mode or ("L" if channels == 1 else "RGB"),
+              "download": args.dataset_download, "batch_size": args.batch_size, "seed": args.seed,
+              "input_key": args.input_key, "target_key": args.target_key}
+    train_set = create_dataset(args.dataset, args.data_dir, args.train_split, is_training=True,
+                               class_map=args.class_map or None, **shared)
+    names = class_names(train_set)
+    class_map: Any = args.class_map or None
+    if not args.dataset and not class_map and names:
+        class_map = {name: index for index, name in enumerate(names)}
+    eval_set = create_dataset(args.dataset, args.data_dir, args.val_split, class_map=class_map, **shared)
+    roots = [getattr(getattr(dataset, "reader", None), "root", None) for dataset in (train_set, eval_set)]
+    if not args.dataset and roots[0] == roots[1]:
+        raise UserError(f"{args.data_dir} has no folders for both splits: it needs {args.train_split}/ and "
+                        f"{args.val_split}/ (or val/), each with one folder a class")
+    return train_set, eval_set, names
+
+
+def _create_task(
+    args: argparse.Namespace, model: nn.Module, device: torch.device, soft_targets: bool
+) -> ClassificationTask:
+    """Moves the model to its device and wraps it with its loss and, if asked for, its average."""
+    if args.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError) as error:
+            raise UserError(f"{args.model} has no gradient checkpointing") from error
+    model.to(device)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    criterion = {"loss_type": args.loss, "smoothing": args.smoothing, "soft_targets": soft_targets}
+    task = ClassificationTask(model, criterion_kwargs=criterion, device=device, verbose=False)
+    if args.model_ema:
+        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+    return task
+
+
+def _create_optimisation(
+    args: argparse.Namespace, model: nn.Module, batches: int
+) -> tuple[Optimisation, int]:
+    """Creates optimiser, schedule and loss scaler; returns them and the epochs of the whole schedule."""
+    if args.lr is None:
+        ratio = args.batch_size * args.world_size * args.grad_accum_steps / args.lr_base_size
+        args.lr = args.lr_base * (ratio if args.lr_base_scale == "linear" else ratio**0.5)
+    try:
+        optimizer = create_optimizer_v2(model, **{**optimizer_kwargs(args), **args.opt_kwargs})
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"cannot create optimiser {args.opt}: {error}{near_names(args.opt, list_optimizers())}"
+                        ) from error
+    updates = -(-batches // args.grad_accum_steps)
+    scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)
+    needs_scaler = args.amp and args.amp_dtype == "float16"
+    scaler = NativeScaler(device=torch.device(args.device).type) if needs_scaler else None
+    scheduler.step_update(0)
+    return Optimisation(optimizer, scheduler, scaler), int(epochs)
+
+
+def _restore(run: Run) -> None:
+    """Loads the state of an earlier process into `run`."""
+    state = load_state(run.directory.state)
+    known, now = state["description"], asdict(run.description)
+    for key in ("architecture", "num_classes", "in_chans"):
+        if known[key] != now[key]:
+            raise UserError(f"cannot resume {run.directory.path}: its {key.replace('_', ' ')} is {known[key]}, "
+                            f"not {now[key]}")
+    try:
+        run.task.load_checkpoint_state(state["state_dict"])
+        if run.args.model_ema:
+            run.task.load_checkpoint_state(state["state_dict_ema"], ema=True)
+        run.optimisation.optimizer.load_state_dict(state["optimizer"])
+        if run.optimisation.scaler is not None:
+            run.optimisation.scaler.load_state_dict(state["scaler"])
+        run.optimisation.updates = state["updates"]
+        run.epoch, run.best = state["epoch"], state["best"]
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise UserError(f"cannot resume {run.directory.path} with these options: {error}") from error
+    _step_schedule(run)
+
+
+def _step_schedule(run: Run) -> None:
+    """Sets the learning rate that the next update needs."""
+    run.optimisation.scheduler.step(run.epoch)
+    run.optimisation.scheduler.step_update(run.optimisation.updates)
+
+
+def _train(run: Run, options: dict[str, Any], autocast: AbstractContextManager) -> None:
+    """Trains to the end, saving after each epoch, then reports."""
+    args = run.args
+    primary = args.rank == 0
+    if primary:
+        if not args.resume:
+            run.directory.create()
+        with atomic_path(run.directory.arguments) as temporary:
+            temporary.write_text(dump_config({**options, "config": None, "resume": None, "overwrite": False}))
+        trim_summary(str(run.directory.summary), run.epoch)
+        _print_start(run, options)
+    begin = time.perf_counter()
+    last = min(run.epochs, args.stop_epoch or run.epochs)
+    while run.epoch < last:
+        _train_epoch(run, autocast)
+    if primary:
+        _report(run, time.perf_counter() - begin)
+
+
+def _train_epoch(run: Run, autocast: AbstractContextManager) -> None:
+    """Trains, evaluates and saves one epoch, and prints its line."""
+    args, epoch = run.args, run.epoch
+    begin = time.perf_counter()
+    seed_epoch(args.seed, epoch, args.rank)
+    if hasattr(run.train_loader.sampler, "set_epoch"):
+        run.train_loader.sampler.set_epoch(epoch)
+    if hasattr(run.train_loader.dataset, "set_epoch"):
+        run.train_loader.dataset.set_epoch(epoch)
+    if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
+        run.train_loader.mixup_enabled = False
+    lr = run.optimisation.lr
+    train = train_one_epoch(run.task, run.train_loader, run.optimisation, args, epoch, autocast)
+    if args.distributed:
+        distribute_bn(run.task.get_eval_model(), args.world_size, reduce=True)
+    results = {ema: _evaluate(run, ema, autocast) for ema in ([False, True] if args.model_ema else [False])}
+    chosen = results[args.model_ema]
+    improved = chosen.top1 > run.best
+    run.best = max(run.best, chosen.top1)
+    run.epoch += 1
+    _step_schedule(run)
+    if args.rank == 0:
+        metrics = {**results[False].metrics(), **(results[True].metrics("ema_") if args.model_ema else {})}
+        # before the state: what a resumed run finds in the table beyond its state, it drops and makes again
+        update_summary(epoch, train, metrics, str(run.directory.summary), lr=lr)
+        _save(run, results, improved)
+        plot_curves(run.directory)
+        print(f"epoch {run.epoch:>{len(str(run.epochs))}}/{run.epochs}  train loss {train['loss']:.4f}  "
+              f"val loss {chosen.loss:.4f}  top1 {chosen.top1:6.2f} %  top5 {chosen.top5:6.2f} %  lr {lr:.2e}  "
+              f"{train['images_per_second']:.0f} img/s  {time.perf_counter() - begin:.1f} s"
+              f"{'  best' if improved else ''}", flush=True)
+
+
+def _evaluate(run: Run, ema: bool, autocast: AbstractContextManager) -> Evaluation:
+    model = unwrap_model(run.task.get_eval_model(ema=ema))
+    return evaluate(model, run.eval_loader, run.description.num_classes, torch.device(run.args.device), autocast,
+                    run.args.channels_last)
+
+
+def _save(run: Run, results: dict[bool, Evaluation], improved: bool) -> None:
+    """Writes the weights, the resume state and, if it is the best epoch, its confusion matrix."""
+    directory = run.directory
+    state: dict[str, Any] = {}
+    for ema, result in results.items():
+        weights = run.task.get_checkpoint_state(ema=ema)
+        state.update(weights)
+        run.description.epoch, run.description.metrics = run.epoch, result.metrics()
+        tensors = weights["state_dict_ema" if ema else "state_dict"]
+        save_weights(directory.last_ema if ema else directory.last, tensors, run.description)
+        if improved:
+            save_weights(directory.best_ema if ema else directory.best, tensors, run.description)
+    chosen = results[run.args.model_ema]
+    if improved and chosen.confusion is not None:
+        write_confusion(directory.confusion_table, chosen.confusion, run.description.label_names)
+    scaler = run.optimisation.scaler
+    save_state(directory.state, {
+        **state,
+        "optimizer": run.optimisation.optimizer.state_dict(),
+        "scaler": scaler.state_dict() if scaler is not None else None,
+        "updates": run.optimisation.updates,
+        "epoch": run.epoch,
+        "best": run.best,
+        "description": asdict(run.description),
+    })
+
+
+def _print_start(run: Run, options: dict[str, Any]) -> None:
+    args, description = run.args, run.description
+    parameters = sum(p.numel() for p in unwrap_model(run.task.get_trainable_module()).parameters())
+    size = "x".join(map(str, description.data_config["input_size"]))
+    if options["config"]:
+        print(f"options    {options['config']}")
+    print(f"data       {args.dataset or args.data_dir}: {len(run.train_loader.dataset)} training and "
+          f"{len(run.eval_loader.dataset)} validation images, {description.num_classes} classes, input {size}")
+    print(f"model      {description.architecture}, {parameters / 1e6:.2f} M parameters, on {args.device}"
+          + (f" x {args.world_size} processes" if args.world_size > 1 else ""))
+    print(f"run        {run.directory.path}" + (f", resumed after epoch {run.epoch}" if args.resume else ""),
+          flush=True)
+
+
+def _report(run: Run, seconds: float) -> None:
+    """Draws the confusion matrix and says what the run made and what can be done with it."""
+    args, directory = run.args, run.directory
+    if run.epoch == 0:
+        raise UserError("no epoch was trained: --epochs or --stop-epoch is 0")
+    kind = "EMA weights, " if args.model_ema else ""
+    if directory.confusion_table.exists():
+        plot_confusion(directory, f"{run.description.architecture}, {args.dataset or Path(args.data_dir).name}: "
+                                  f"{kind}top-1 {run.best:.2f} %")
+    finished = run.epoch >= run.epochs
+    best = directory.best_ema if args.model_ema else directory.best
+    print(f"{'finished' if finished else 'stopped'} after epoch {run.epoch} of {run.epochs}, {seconds:.0f} s; "
+          f"best validation top-1 {run.best:.2f} % ({kind}{best.name})")
+    made = [file.name for file in directory.files if file.exists()]
+    print(f"files in {directory.path}: {', '.join(made)}")
+    for purpose, command in next_commands(directory, args, finished):
+        print(f"{purpose + ':':10} {command}")

@@ -1,0 +1,97 @@
+"""What a run shows: the curves, the confusion matrix, and the commands that come next."""
+import csv
+import shlex
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import require
+from .run_directory import RunDirectory, atomic_path
+
+__all__ = ["next_commands", "plot_confusion", "plot_curves", "read_confusion", "write_confusion"]
+
+
+def plot_curves(run: RunDirectory) -> None:
+    """Draws losses and accuracies of all epochs in `summary.csv` to `curves.png`."""
+    with open(run.summary, newline="") as file:
+        rows = list(csv.DictReader(file))
+    epochs = [int(row["epoch"]) + 1 for row in rows]
+
+    def column(name: str) -> list[float]:
+        return [float(row[name]) for row in rows]
+
+    figure = require("matplotlib.figure").Figure(figsize=(11, 4.2), layout="constrained", dpi=120)
+    losses, accuracies, rate = figure.subplots(1, 3)
+    marker = "o" if len(rows) == 1 else None    # a line of one point is invisible
+    losses.plot(epochs, column("train_loss"), label="training (augmented)", marker=marker)
+    losses.plot(epochs, column("eval_loss"), label="validation", marker=marker)
+    accuracies.plot(epochs, column("eval_top1"), label="top-1", marker=marker)
+    accuracies.plot(epochs, column("eval_top5"), label="top-5", marker=marker)
+    if "eval_ema_top1" in rows[0]:
+        losses.plot(epochs, column("eval_ema_loss"), label="validation, EMA", linestyle="--", marker=marker)
+        accuracies.plot(epochs, column("eval_ema_top1"), label="top-1, EMA", linestyle="--", marker=marker)
+    rate.plot(epochs, column("lr"), color="tab:gray", marker=marker)
+    for axis, title in ((losses, "loss"), (accuracies, "validation accuracy, %"), (rate, "learning rate")):
+        axis.set(title=title, xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+    losses.legend()
+    accuracies.legend(loc="lower right")
+    with atomic_path(run.curves) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def write_confusion(path: Path, confusion: Tensor, names: list[str]) -> None:
+    """Writes a confusion matrix [C, C] as CSV: a row a true class, a column a predicted class."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["true \\ predicted", *names])
+        writer.writerows([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
+
+
+def read_confusion(path: Path) -> tuple[Tensor, list[str]]:
+    """Reads what `write_confusion` wrote: the matrix [C, C] int64 and the class names."""
+    with open(path, newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    return torch.tensor([[int(value) for value in row[1:]] for row in rows]), header[1:]
+
+
+def plot_confusion(run: RunDirectory, title: str) -> None:
+    """Draws `confusion.csv` to `confusion.png`: colour is the share of the true class, numbers are images."""
+    confusion, names = read_confusion(run.confusion_table)
+    share = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
+    count = len(names)
+    side = min(4 + 0.35 * count, 14)
+    figure = require("matplotlib.figure").Figure(figsize=(side + 1, side), layout="constrained", dpi=120)
+    axis = figure.subplots()
+    picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(picture, label="share of the true class", shrink=0.8)
+    axis.set(title=title, xlabel="predicted class", ylabel="true class")
+    if count <= 50:     # more names than that overlap
+        axis.set_xticks(range(count), names, rotation=90 if max(map(len, names)) > 2 else 0)
+        axis.set_yticks(range(count), names)
+    if count <= 20:
+        for row, column in confusion.nonzero().tolist():
+            axis.text(column, row, int(confusion[row, column]), ha="center", va="center", fontsize=8,
+                      color="white" if share[row, column] > 0.5 else "black")
+    with atomic_path(run.confusion) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def next_commands(run: RunDirectory, args: Namespace, finished: bool) -> list[tuple[str, str]]:
+    """Returns (purpose, command line) pairs for what one does with a run: validate, predict, resume."""
+    best: Any = run.best
+    data = ["--dataset", args.dataset] if args.dataset else []
+    data += ["--data-dir", args.data_dir] if args.data_dir else []
+    data += ["--class-map", args.class_map] if args.class_map else []
+    ema = ["--use-ema"] if args.model_ema else []
+    more = ["--resume", run.path, *(["--epochs", 2 * args.epochs] if finished else [])]
+    commands = {
+        "validate": ["tools/validate.py", "--checkpoint", best, *ema, *data, "--split", args.val_split],
+        "predict": ["tools/predict.py", "--checkpoint", best, *ema, "IMAGE_OR_FOLDER"],
+        "resume": ["tools/train.py", *more],
+    }
+    return [(name, shlex.join(["python", *map(str, command)])) for name, command in commands.items()]

@@ -1,0 +1,90 @@
+"""The run directory: what a run leaves behind, and the rule that no run is ever overwritten by accident."""
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import UserError
+
+__all__ = ["RunDirectory", "atomic_path", "check_writable"]
+
+
+class RunDirectory:
+    """Names the files of a run and guards them.
+
+    Args:
+        path: the directory, or its `resume.pt`.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if self.path.name == "resume.pt":
+            self.path = self.path.parent
+        self.arguments = self.path / "args.yaml"                # every option of the run
+        self.summary = self.path / "summary.csv"                # one row an epoch
+        self.curves = self.path / "curves.png"
+        self.confusion_table = self.path / "confusion.csv"      # of the best epoch
+        self.confusion = self.path / "confusion.png"
+        self.state = self.path / "resume.pt"                    # everything needed to continue
+        self.last = self.path / "last.safetensors"
+        self.best = self.path / "model_best.safetensors"
+        self.last_ema = self.path / "last_ema.safetensors"
+        self.best_ema = self.path / "model_best_ema.safetensors"
+
+    @property
+    def files(self) -> list[Path]:
+        """All files a run may hold."""
+        return [self.arguments, self.summary, self.curves, self.confusion_table, self.confusion, self.state,
+                self.last, self.best, self.last_ema, self.best_ema]
+
+    def existing(self) -> "RunDirectory":
+        """Returns itself if it holds a run that can be resumed, else raises a `UserError`."""
+        if not self.path.exists():
+            raise UserError(f"run directory {self.path} does not exist")
+        for file in (self.arguments, self.state):
+            if not file.is_file():
+                raise UserError(f"{self.path} holds no run to resume: {file.name} is missing")
+        return self
+
+    def refuse_existing(self) -> None:
+        """Raises a `UserError` if the directory already holds a run: anything that took an epoch to make."""
+        if any(file.exists() for file in self.files if file != self.arguments):
+            raise UserError(f"{self.path} already holds a run: continue it with --resume {self.path}, "
+                            "replace it with --overwrite, or choose another --experiment")
+
+    def create(self) -> None:
+        """Makes the directory and removes the files of an earlier run in it.
+
+        Raises:
+            UserError: the directory cannot be written.
+        """
+        check_writable(self.path)
+        for file in self.files:
+            file.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Makes `folder` and writes a temporary file into it; raises a `UserError` if that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to output folder {folder}: {error.strerror}") from error
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path` to write to, and moves it to `path` when that went well.
+
+    Whatever interrupts the writing, `path` is either the old file or the whole new one.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
