@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from _cli import fail
+
+from vmamba.errors import UserError
 
 ENVIRONMENT_COLUMNS = ("date", "command", "commit", "device", "threads", "torch", "timm", "vmamba")
 
@@ -44,22 +45,26 @@ class Timing:
 
 
 def select_device(name: str, threads: int | None) -> torch.device:
-    """The device called `name`, after setting the number of CPU threads; a device that is not there fails."""
+    """The device called `name`, after setting the number of CPU threads.
+
+    Raises:
+        UserError: there is no such device, or no such number of threads.
+    """
     if threads is not None:
         if threads < 1:
-            fail(f"--threads must be at least 1, not {threads}")
+            raise UserError(f"--threads must be at least 1, not {threads}")
         torch.set_num_threads(threads)
     try:
         device = torch.device(name)
-    except RuntimeError:
-        fail(f"unknown device '{name}': give cpu, cuda or cuda:N")
+    except RuntimeError as error:
+        raise UserError(f"unknown device '{name}': give cpu, cuda or cuda:N") from error
     if device.type not in ("cpu", "cuda"):
-        fail(f"device '{name}' is not supported: give cpu, cuda or cuda:N")
+        raise UserError(f"device '{name}' is not supported: give cpu, cuda or cuda:N")
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            fail("no CUDA device is available; use --device cpu")
+            raise UserError("no CUDA device is available; use --device cpu")
         if (device.index or 0) >= torch.cuda.device_count():
-            fail(f"there is no {device}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+            raise UserError(f"there is no {device}: this machine has {torch.cuda.device_count()} CUDA device(s)")
         torch.cuda.set_device(device)
     return device
 
@@ -163,15 +168,19 @@ def environment(device: torch.device) -> dict[str, object]:
 
 
 def check_csv(path: Path, columns: Sequence[str]) -> None:
-    """Fail, before anything is measured, if rows with `columns` cannot be appended to the CSV file at `path`."""
+    """Check, before anything is measured, that rows with `columns` can be appended to the CSV file at `path`.
+
+    Raises:
+        UserError: the file has other columns, or cannot be written.
+    """
     try:
         with path.open("a+", newline="") as file:
             file.seek(0)
             header = next(csv.reader(file), None)
     except OSError as error:
-        fail(f"cannot write {path}: {error.strerror}")
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
     if header is not None and header != list(columns):
-        fail(f"{path} has other columns than this benchmark writes; give a new file")
+        raise UserError(f"{path} has other columns than this benchmark writes; give a new file")
 
 
 def append_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:

@@ -19,11 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import _bench
-import timm
 import torch
-from _cli import check_model_name
 
-import vmamba  # noqa: F401  (registers the models)
+from vmamba.errors import tool
+from vmamba.train.model import build_classifier
 
 SETTING_COLUMNS = (
     "bench", "model", "params_m", "batch_size", "img_size", "amp_dtype", "channels_last", "compile", "baseline")
@@ -63,12 +62,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_model(name: str, img_size: int | None) -> tuple[torch.nn.Module, tuple[int, int, int]]:
     """Create an untrained model and the input shape (channels, height, width) it is to be timed at."""
-    cfg = timm.models.get_pretrained_cfg(name)
-    if cfg is None:
-        cfg = timm.create_model(name, device="meta").pretrained_cfg_obj
-    channels, *native = cfg.input_size
+    model = build_classifier(name)
+    channels, *native = model.pretrained_cfg["input_size"]
     size = (img_size, img_size) if img_size else tuple(native)
-    model = timm.create_model(name)
     if list(size) != native and hasattr(model, "set_input_size"):
         model.set_input_size(img_size=size)
     return model, (channels, *size)
@@ -159,16 +155,17 @@ def run_setting(
     timings = _bench.time_interleaved(
         steps, args.device, num_iter=args.num_iter, min_time=args.min_time, baseline=args.baseline)
     return [
-        settings[name] | timing.columns() | {"img_per_s": f"{batch_size / timing.median * 1e3:.1f}"}
+        settings[name] | timing.columns() | {"img_per_s": f"{batch_size / timing.median * 1e3:.2f}"}
         for name, timing in timings.items()
     ]
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     args.device = _bench.select_device(args.device, args.threads)
     for name in args.models:
-        check_model_name(name)
+        build_classifier(name, device="meta")  # a wrong name is known before the first is measured
     if args.results_file is not None:
         _bench.check_csv(args.results_file, CSV_COLUMNS)
     env = _bench.environment(args.device)

@@ -25,14 +25,13 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
-import timm
 import torch
-from _cli import check_model_name, fail
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-import vmamba  # noqa: F401  (registers the models)
+from vmamba.errors import UserError, tool
+from vmamba.train.model import build_classifier
 
 
 class _Mapping:
@@ -102,23 +101,26 @@ def load_safely(path: Path) -> tuple[object, list[str]]:
 
     Returns:
         The file's content, and the foreign names that stand-ins replaced.
+
+    Raises:
+        UserError: the file cannot be read, or names something that is not in `STAND_INS`.
     """
     try:
         # files older than torch 1.6 are no zip archives and cannot be listed: there torch itself names what it refuses
         named = sorted(get_unsafe_globals_in_checkpoint(path)) if zipfile.is_zipfile(path) else []
         refused = [name for name in named if name not in STAND_INS]
         if refused:
-            fail(f"{path} is refused, nothing of it was run: it names {', '.join(refused)}")
+            raise UserError(f"{path} is refused, nothing of it was run: it names {', '.join(refused)}")
         with safe_globals([(stand_in, name) for name, stand_in in STAND_INS.items()]):
             return torch.load(path, map_location="cpu", weights_only=True), named
     except OSError as error:
-        fail(f"cannot read {path}: {error.strerror or one_line(error)}")
+        raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        fail(f"{path} is refused, nothing of it was run: "
-             + (f"it names {found.group(1)}" if found else f"it is no checkpoint of tensors ({one_line(error)})"))
+        reason = f"it names {found.group(1)}" if found else f"it is no checkpoint of tensors ({one_line(error)})"
+        raise UserError(f"{path} is refused, nothing of it was run: {reason}") from error
     except (RuntimeError, ValueError, EOFError, AssertionError, KeyError, IndexError, UnicodeDecodeError) as error:
-        fail(f"{path} is damaged or no file of torch.save: {one_line(error)}")
+        raise UserError(f"{path} is damaged or no file of torch.save: {one_line(error)}") from error
 
 
 def pick_weights(content: object, key: str, path: Path) -> tuple[str, dict[str, torch.Tensor]]:
@@ -131,42 +133,23 @@ def pick_weights(content: object, key: str, path: Path) -> tuple[str, dict[str, 
 
     Returns:
         The key it was found under ("" for the file itself), and the state dict.
+
+    Raises:
+        UserError: there is no state dict of tensors there.
     """
     if not isinstance(content, Mapping):
-        fail(f"{path} holds a {type(content).__name__}, not a dictionary")
+        raise UserError(f"{path} holds a {type(content).__name__}, not a dictionary")
     candidates = WEIGHT_KEYS if key == "auto" else (key,)
     found = next((k for k in candidates if isinstance(content.get(k), Mapping)), "")
     if not found and key != "auto":
-        fail(f"{path} has no weights under '{key}'; its keys are {', '.join(map(str, content))}")
+        raise UserError(f"{path} has no weights under '{key}'; its keys are {', '.join(map(str, content))}")
     state = content[found] if found else content
     others = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
     if others or not state:
         where = f"'{found}' of {path}" if found else f"{path}"
-        fail(f"{where} is no state dict: " + (f"no tensors under {', '.join(others)}" if others else "it is empty"))
+        reason = f"no tensors under {', '.join(others)}" if others else "it is empty"
+        raise UserError(f"{where} is no state dict: {reason}")
     return found, dict(state)
-
-
-def fit_model(state: dict[str, torch.Tensor], name: str, num_classes: int | None) -> dict[str, torch.Tensor]:
-    """Rename a state dict for the model `name` and check that every key and shape fits."""
-    model = timm.create_model(name) if num_classes is None else timm.create_model(name, num_classes=num_classes)
-    module = sys.modules[timm.model_entrypoint(name.partition(".")[0]).__module__]
-    filter_fn = getattr(module, "checkpoint_filter_fn", None)
-    if filter_fn is not None:
-        try:
-            state = filter_fn(state, model)
-        except (KeyError, RuntimeError, ValueError) as error:
-            fail(f"the weights do not fit {name}: {' '.join(str(error).split())}")
-    own = model.state_dict()
-    faults = {
-        "missing": [k for k in own if k not in state],
-        "unexpected": [k for k in state if k not in own],
-        "other shape": [f"{k} {list(state[k].shape)} instead of {list(own[k].shape)}"
-                        for k in own if k in state and state[k].shape != own[k].shape],
-    }
-    if any(faults.values()):
-        parts = [f"{kind}: {', '.join(keys)}" for kind, keys in faults.items() if keys]
-        fail(f"the weights do not fit {name}; {'; '.join(parts)}")
-    return state
 
 
 def write(state: dict[str, torch.Tensor], metadata: dict[str, str], output: Path) -> None:
@@ -177,26 +160,29 @@ def write(state: dict[str, torch.Tensor], metadata: dict[str, str], output: Path
         save_file({k: v.detach().clone().contiguous() for k, v in state.items()}, partial, metadata)
         os.replace(partial, output)
     except (OSError, SafetensorError) as error:
-        fail(f"cannot write {output}: {one_line(error)}")
+        raise UserError(f"cannot write {output}: {one_line(error)}") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
 
 
+@tool
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if args.model is not None:
-        check_model_name(args.model)
+        build_classifier(args.model, device="meta")  # a wrong name is known before a large file is read
     if not args.checkpoint.is_file():
-        fail(f"there is no file {args.checkpoint}")
+        raise UserError(f"there is no file {args.checkpoint}")
     if args.output.resolve() == args.checkpoint.resolve():
-        fail(f"the output would replace the checkpoint {args.checkpoint}; give another --output")
+        raise UserError(f"the output would replace the checkpoint {args.checkpoint}; give another --output")
     if args.output.exists() and not args.overwrite:
-        fail(f"{args.output} exists; give --overwrite to replace it")
+        raise UserError(f"{args.output} exists; give --overwrite to replace it")
     content, named = load_safely(args.checkpoint)
     key, state = pick_weights(content, args.key, args.checkpoint)
     if args.model is not None:
-        state = fit_model(state, args.model, args.num_classes)
+        model = build_classifier(
+            args.model, num_classes=args.num_classes, weights=state, weights_from=str(args.checkpoint))
+        state = model.state_dict()
     with args.checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     metadata = {"format": "pt", "source": args.checkpoint.name, "source_sha256": digest, "source_key": key}
