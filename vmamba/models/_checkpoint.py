@@ -1,0 +1,93 @@
+"""What the families' ``checkpoint_filter_fn`` share: opening envelopes, and refusing a checkpoint that does not fit."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["linear_weights", "open_envelope", "require_fit"]
+
+# Published files keep the weights behind their published score under `model`; training runs add the others.
+ENVELOPES = ("model", "state_dict", "model_ema", "state_dict_ema")
+WRAPPERS = ("module.", "_orig_mod.", "backbone.")
+
+
+def open_envelope(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict inside a training checkpoint, without wrappers' prefixes (DDP, compile, detection backbones).
+
+    Args:
+        checkpoint: A state dict, or a dictionary with one under ``model``, ``state_dict``, ``model_ema`` or
+            ``state_dict_ema`` (the first that is there) next to optimizer state and the like.
+    """
+    for key in ENVELOPES:
+        if isinstance(checkpoint.get(key), Mapping):
+            checkpoint = checkpoint[key]
+            break
+    state = {k: v for k, v in checkpoint.items() if isinstance(v, Tensor)}
+    for prefix in WRAPPERS:
+        if any(k.startswith(prefix) for k in state):
+            # a detection checkpoint also holds its neck and heads, which no backbone can take
+            own = [k for k in state if k.startswith(prefix)]
+            state = {k.removeprefix(prefix): state[k] for k in own}
+    return state
+
+
+def linear_weights(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Reshape weights to the model's own shape where only that differs: 1x1 convolutions, flattened stacks."""
+    own = model.state_dict()
+    return {
+        k: v.reshape(own[k].shape) if k in own and v.shape != own[k].shape and _same_matrix(v, own[k]) else v
+        for k, v in state.items()
+    }
+
+
+def _same_matrix(theirs: Tensor, ours: Tensor) -> bool:
+    """Whether two shapes hold the same numbers in the same order, and not another model that happens to fit."""
+    def squeezed(t: Tensor) -> list[int]:
+        return [s for s in t.shape if s != 1]
+
+    if theirs.numel() != ours.numel():
+        return False
+    a, b = squeezed(theirs), squeezed(ours)
+    return a == b or _merges_into(a, b) or _merges_into(b, a)
+
+
+def _merges_into(fine: list[int], coarse: list[int]) -> bool:
+    """Whether merging neighbouring dimensions of ``fine`` gives ``coarse``, e.g. [4, 96, 16] -> [384, 16]."""
+    i = 0
+    for size in coarse:
+        product = 1
+        while product < size and i < len(fine):
+            product *= fine[i]
+            i += 1
+        if product != size:
+            return False
+    return i == len(fine)
+
+
+def require_fit(state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Raise unless ``state`` fits ``model``, so that nothing of a wrong checkpoint is ever loaded.
+
+    The classifier may have another number of classes, or be absent from a backbone, and the first convolution another
+    number of input channels: timm adapts these.
+
+    Raises:
+        RuntimeError: Names every missing, unexpected and mis-shaped key.
+    """
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    adapted = tuple(f"{name}." for name in (cfg.get("classifier"), cfg.get("first_conv")) if name)
+    classifier = f"{cfg.get('classifier')}."
+    own = model.state_dict()
+    missing = [k for k in own if k not in state and not k.startswith(classifier)]
+    unexpected = [k for k in state if k not in own and not k.startswith(classifier)]
+    shapes = [
+        f"{k} {list(state[k].shape)} instead of {list(own[k].shape)}"
+        for k in own if k in state and state[k].shape != own[k].shape and not k.startswith(adapted)
+    ]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    if any(faults.values()):
+        parts = [f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in faults.items() if keys]
+        raise RuntimeError(
+            f"the checkpoint does not fit {type(model).__name__} "
+            f"({cfg.get('architecture', 'no architecture')}) and nothing was loaded; {'; '.join(parts)}")
