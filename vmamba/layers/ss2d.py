@@ -93,7 +93,8 @@ class SS2D(nn.Module):
     def _cascade(self, x: Tensor) -> Tensor:
         """Scan each row on its own in both directions, then each column of the result; ``[B, H, W, D]`` both ways.
 
-        Each pass is preceded by a LayerNorm without parameters.
+        As in the authors' code: each pass is preceded by a LayerNorm without parameters, and the reversed direction
+        is added in the order of its walk, not of the line.
         """
         for column in (False, True):
             x = F.layer_norm(x, (self.d_inner,), None, None, self.norm_eps)
@@ -104,9 +105,10 @@ class SS2D(nn.Module):
             lines = x.reshape(B * S, T, D)
             weight = self.x_proj.weight.view(4, self.dt_rank + 2 * self.d_state, D)[k:k + 2].flatten(0, 1)
             proj = F.linear(lines, weight).view(B * S, T, 2, self.dt_rank + 2 * self.d_state)
-            x = torch.ops.vmamba.ss2d_scan(
+            y = torch.ops.vmamba.ss2d_scan(
                 lines, proj, self.dt_weight[k:k + 2], self.dt_bias[k:k + 2], self.A_log[k:k + 2], self.D[k:k + 2],
-                "bidi", 1, T, None, True)[0].view(B, S, T, D)
+                "bidi", 1, T, None, False)[0]
+            x = (y[:, 0] + y[:, 1].flip(1)).view(B, S, T, D)
             if column:
                 x = x.transpose(1, 2)
         return x
