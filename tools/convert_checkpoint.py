@@ -17,56 +17,18 @@ import argparse
 import contextlib
 import hashlib
 import os
-import pickle
-import re
 import sys
-import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from vmamba.errors import UserError, tool
+from vmamba.models._safe_load import load_safely
 from vmamba.train.model import build_classifier
 
-
-class _Mapping:
-    """Stands for a dict subclass: unpickles to a plain OrderedDict, which torch fills with the pickled items."""
-
-    def __new__(cls, *args: object) -> OrderedDict:
-        return OrderedDict()
-
-
-class _Ignored:
-    """Stands for anything else: takes whatever it is built from and keeps none of it."""
-
-    def __new__(cls, *args: object) -> "_Ignored":
-        return super().__new__(cls)
-
-    def __init__(self, *args: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-# the global a checkpoint may name -> what it unpickles to
-STAND_INS: dict[str, type] = {
-    "yacs.config.CfgNode": _Mapping,
-    "argparse.Namespace": _Ignored,
-    "pathlib.PosixPath": _Ignored,
-    "pathlib.WindowsPath": _Ignored,
-    "numpy.dtype": _Ignored,
-    "numpy.ndarray": _Ignored,
-    "numpy.core.multiarray.scalar": _Ignored,
-    "numpy._core.multiarray.scalar": _Ignored,
-    "numpy.core.multiarray._reconstruct": _Ignored,
-    "numpy._core.multiarray._reconstruct": _Ignored,
-}
 # where the weights are, in this order: published files keep the weights of their published score under `model`
 WEIGHT_KEYS = ("model", "model_ema", "state_dict")
 
@@ -86,41 +48,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--num-classes needs --model")
     args.output = args.output or args.checkpoint.with_suffix(".safetensors")
     return args
-
-
-def one_line(error: Exception) -> str:
-    """The first sentence of an exception's message, for torch's run over several lines."""
-    return re.split(r"\n|\. ", str(error).strip(), maxsplit=1)[0] or type(error).__name__
-
-
-def load_safely(path: Path) -> tuple[object, list[str]]:
-    """Read a torch.save file with tensors as they are and foreign objects as inert stand-ins.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The file's content, and the foreign names that stand-ins replaced.
-
-    Raises:
-        UserError: the file cannot be read, or names something that is not in `STAND_INS`.
-    """
-    try:
-        # files older than torch 1.6 are no zip archives and cannot be listed: there torch itself names what it refuses
-        named = sorted(get_unsafe_globals_in_checkpoint(path)) if zipfile.is_zipfile(path) else []
-        refused = [name for name in named if name not in STAND_INS]
-        if refused:
-            raise UserError(f"{path} is refused, nothing of it was run: it names {', '.join(refused)}")
-        with safe_globals([(stand_in, name) for name, stand_in in STAND_INS.items()]):
-            return torch.load(path, map_location="cpu", weights_only=True), named
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}") from error
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it names {found.group(1)}" if found else f"it is no checkpoint of tensors ({one_line(error)})"
-        raise UserError(f"{path} is refused, nothing of it was run: {reason}") from error
-    except (RuntimeError, ValueError, EOFError, AssertionError, KeyError, IndexError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged or no file of torch.save: {one_line(error)}") from error
 
 
 def pick_weights(content: object, key: str, path: Path) -> tuple[str, dict[str, torch.Tensor]]:
@@ -160,7 +87,7 @@ def write(state: dict[str, torch.Tensor], metadata: dict[str, str], output: Path
         save_file({k: v.detach().clone().contiguous() for k, v in state.items()}, partial, metadata)
         os.replace(partial, output)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {output}: {one_line(error)}") from error
+        raise UserError(f"cannot write {output}: {error}") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -177,7 +104,10 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"the output would replace the checkpoint {args.checkpoint}; give another --output")
     if args.output.exists() and not args.overwrite:
         raise UserError(f"{args.output} exists; give --overwrite to replace it")
-    content, named = load_safely(args.checkpoint)
+    try:
+        content, named = load_safely(args.checkpoint)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     key, state = pick_weights(content, args.key, args.checkpoint)
     if args.model is not None:
         model = build_classifier(
