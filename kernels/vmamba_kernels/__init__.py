@@ -1,0 +1,24 @@
+"""Triton kernels for vision state-space models. Importing this package does not import Triton; using a name from it does."""
+
+import importlib
+
+_HOME = {
+    "MergeNormGradients": "merge_norm",
+    "merge_norm_backward": "merge_norm",
+    "merge_norm_forward": "merge_norm",
+    "SS2DGradients": "ss2d",
+    "ss2d_backward": "ss2d",
+    "ss2d_forward": "ss2d",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

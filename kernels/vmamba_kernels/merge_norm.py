@@ -1,0 +1,263 @@
+"""Sum over scan directions, LayerNorm and gate in one pass: out = LayerNorm(sum_k parts[:, k]) * silu(gate).
+
+The step after the scan in models with an output norm (VMamba's ``out_norm``, Vim's and MambaVision's gate).
+LayerNorm is Ba et al. 2016, equation 4, over the channel axis.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from . import _launch
+from ._launch import accumulator_dtype, check_device, check_shape, rows_contiguous
+
+
+class MergeNormGradients(NamedTuple):
+    """What ``merge_norm_backward`` returns; entries are None where the input was."""
+
+    merged: torch.Tensor
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    gate: torch.Tensor | None
+
+
+@triton.jit
+def merge_norm_fwd_kernel(
+    parts_ptr,  # [B, K, L, D], contiguous
+    weight_ptr,  # [D]
+    bias_ptr,  # [D]
+    gate_ptr,  # [B, L, D], strides (gate_sb, gate_sl, 1)
+    out_ptr,  # [B, L, D]
+    merged_ptr,  # [B, L, D]
+    mean_ptr,  # [B, L]
+    rstd_ptr,  # [B, L]
+    gate_sb,
+    gate_sl,
+    B,
+    L,
+    eps,
+    D: tl.constexpr,
+    DP: tl.constexpr,  # D rounded up to a power of two
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    SAVE: tl.constexpr,
+):
+    blocks = tl.cdiv(L, ROWS)
+    pid = tl.program_id(0)
+    b = (pid // blocks).to(tl.int64)
+    row = pid % blocks * ROWS + tl.arange(0, ROWS)
+    d = tl.arange(0, DP)
+    ok = (row < L)[:, None] & (d < D)[None, :]
+    at = row.to(tl.int64)[:, None] * D + d[None, :]  # within a plane of L rows
+
+    m = tl.zeros([ROWS, DP], tl.float32)
+    for k in tl.static_range(K):
+        m += tl.load(parts_ptr + (b * K + k) * L * D + at, mask=ok, other=0.0).to(tl.float32)
+    if SAVE:
+        tl.store(merged_ptr + b * L * D + at, m.to(merged_ptr.dtype.element_ty), mask=ok)
+    mean = tl.sum(m, 1) / D
+    c = tl.where(ok, m - mean[:, None], 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(c * c, 1) / D + eps)
+    if SAVE:
+        tl.store(mean_ptr + b * L + row, mean, mask=row < L)
+        tl.store(rstd_ptr + b * L + row, rstd, mask=row < L)
+    out = c * rstd[:, None]
+    if HAS_WEIGHT:
+        out = out * tl.load(weight_ptr + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+    if HAS_BIAS:
+        out = out + tl.load(bias_ptr + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+    if HAS_GATE:
+        z = tl.load(gate_ptr + b * gate_sb + row.to(tl.int64)[:, None] * gate_sl + d[None, :], mask=ok, other=0.0)
+        z = z.to(tl.float32)
+        out = out * (z * tl.sigmoid(z))
+    tl.store(out_ptr + b * L * D + at, out.to(out_ptr.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def merge_norm_bwd_kernel(
+    dout_ptr,  # [B, L, D], contiguous
+    merged_ptr,  # [B, L, D], contiguous
+    mean_ptr,  # [B * L]
+    rstd_ptr,  # [B * L]
+    weight_ptr,  # [D]
+    bias_ptr,  # [D]
+    gate_ptr,  # [B, L, D], strides (gate_sb, gate_sl, 1)
+    dmerged_ptr,  # [B, L, D]
+    dgate_ptr,  # [B, L, D]
+    dweight_ptr,  # [programs, D]
+    dbias_ptr,  # [programs, D]
+    gate_sb,
+    gate_sl,
+    rows,  # B * L
+    L,
+    per_program,  # blocks of ROWS rows that one program does
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    ROWS: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+):
+    pid = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, DP)
+    d_ok = d < D
+    if HAS_WEIGHT:
+        w = tl.load(weight_ptr + d, mask=d_ok, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        shift = tl.load(bias_ptr + d, mask=d_ok, other=0.0).to(tl.float32)
+    dw = tl.zeros([ROWS, DP], tl.float32)
+    db = tl.zeros([ROWS, DP], tl.float32)
+    for i in range(0, per_program):
+        row = (pid * per_program + i) * ROWS + tl.arange(0, ROWS)
+        row_ok = row < rows
+        ok = row_ok[:, None] & d_ok[None, :]
+        at = row[:, None] * D + d[None, :]
+        dn = tl.load(dout_ptr + at, mask=ok, other=0.0).to(tl.float32)  # gradient to the norm's output
+        m = tl.load(merged_ptr + at, mask=ok, other=0.0).to(tl.float32)
+        mean = tl.load(mean_ptr + row, mask=row_ok, other=0.0)
+        rstd = tl.load(rstd_ptr + row, mask=row_ok, other=0.0)
+        hat = tl.where(ok, (m - mean[:, None]) * rstd[:, None], 0.0)
+        if HAS_GATE:
+            z_at = (row // L)[:, None] * gate_sb + (row % L)[:, None] * gate_sl + d[None, :]
+            z = tl.load(gate_ptr + z_at, mask=ok, other=0.0).to(tl.float32)
+            sig = tl.sigmoid(z)
+            norm = hat
+            if HAS_WEIGHT:
+                norm = norm * w[None, :]
+            if HAS_BIAS:
+                norm = norm + shift[None, :]
+            dz = dn * norm * (sig * (1.0 + z * (1.0 - sig)))
+            tl.store(dgate_ptr + at, dz.to(dgate_ptr.dtype.element_ty), mask=ok)
+            dn = dn * (z * sig)
+        dw += dn * hat
+        db += dn
+        if HAS_WEIGHT:
+            dn = dn * w[None, :]
+        mean_dn = tl.sum(dn, 1) / D
+        mean_dn_hat = tl.sum(dn * hat, 1) / D
+        dm = (dn - mean_dn[:, None] - hat * mean_dn_hat[:, None]) * rstd[:, None]
+        tl.store(dmerged_ptr + at, dm.to(dmerged_ptr.dtype.element_ty), mask=ok)
+    if HAS_WEIGHT:
+        tl.store(dweight_ptr + pid * D + d, tl.sum(dw, 0), mask=d_ok)
+    if HAS_BIAS:
+        tl.store(dbias_ptr + pid * D + d, tl.sum(db, 0), mask=d_ok)
+
+
+def _rows_per_block(DP: int) -> int:
+    return max(1, min(16, 2048 // DP))
+
+
+def merge_norm_forward(
+    parts: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    *,
+    eps: float = 1e-5,
+    gate: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    save: bool = False,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None]:
+    """LayerNorm of the sum of directions, times silu(gate).
+
+    Args:
+        parts: [B, K, L, D], what ``ss2d_forward(merge=False)`` returns; or [B, L, D] (K = 1).
+        weight: [D] scale of the norm, or None.
+        bias: [D] shift of the norm, or None.
+        eps: added to the variance.
+        gate: [B, L, D], last axis contiguous, other strides free; or None.
+        out_dtype: dtype of the output; default that of ``parts``.
+        save: also return what ``merge_norm_backward`` needs.
+
+    Returns:
+        out [B, L, D], and (merged [B, L, D], mean [B, L], rstd [B, L]) or None. ``merged`` has the dtype of ``parts``.
+
+    Raises:
+        ValueError: on a wrong shape or device.
+    """
+    parts = (parts.unsqueeze(1) if parts.dim() == 3 else parts).contiguous()
+    B, K, L, D = parts.shape
+    _check_norm((B, L, D), parts, weight, bias, gate)
+    gate = rows_contiguous(gate) if gate is not None else None
+    new = dict(device=parts.device)
+    out = _launch.empty((B, L, D), dtype=out_dtype or parts.dtype, **new)
+    merged = mean = rstd = None
+    if save:
+        merged = _launch.empty((B, L, D), dtype=parts.dtype, **new)
+        mean = _launch.empty((B, L), dtype=torch.float32, **new)
+        rstd = _launch.empty((B, L), dtype=torch.float32, **new)
+    if out.numel():
+        DP = triton.next_power_of_2(D)
+        rows = _rows_per_block(DP)
+        merge_norm_fwd_kernel[(B * triton.cdiv(L, rows),)](
+            parts, weight, bias, gate, out, merged, mean, rstd,
+            gate.stride(0) if gate is not None else 0, gate.stride(1) if gate is not None else 0, B, L, eps,
+            D=D, DP=DP, K=K, ROWS=rows, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
+            HAS_GATE=gate is not None, SAVE=save, num_warps=4,
+        )  # fmt: skip
+    return out, (merged, mean, rstd) if save else None
+
+
+def merge_norm_backward(
+    dout: torch.Tensor,
+    saved: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    *,
+    gate: torch.Tensor | None = None,
+) -> MergeNormGradients:
+    """Gradients of ``merge_norm_forward``; deterministic.
+
+    Args:
+        dout: [B, L, D] gradient to the output.
+        saved: what ``merge_norm_forward(save=True)`` returned second.
+        weight: as given to the forward.
+        bias: as given to the forward.
+        gate: as given to the forward.
+
+    Returns:
+        Gradients to the merged sum [B, L, D] (the same for every direction), weight, bias (fp32) and gate.
+    """
+    merged, mean, rstd = saved
+    B, L, D = merged.shape
+    check_shape("dout", dout, (B, L, D), "(B, L, D)")
+    _check_norm((B, L, D), merged, weight, bias, gate)
+    dout = dout.contiguous()
+    gate = rows_contiguous(gate) if gate is not None else None
+    new = dict(device=merged.device)
+    dmerged = _launch.empty((B, L, D), dtype=accumulator_dtype(merged.dtype), **new)
+    dgate = _launch.empty((B, L, D), dtype=gate.dtype, **new) if gate is not None else None
+    DP = triton.next_power_of_2(D)
+    rows = _rows_per_block(DP)
+    blocks = triton.cdiv(B * L, rows)
+    per_program = max(1, triton.cdiv(blocks, 2048))
+    programs = triton.cdiv(blocks, per_program)
+    dweight = _launch.empty((programs, D), dtype=torch.float32, **new) if weight is not None else None
+    dbias = _launch.empty((programs, D), dtype=torch.float32, **new) if bias is not None else None
+    if programs:
+        merge_norm_bwd_kernel[(programs,)](
+            dout, merged, mean, rstd, weight, bias, gate, dmerged, dgate, dweight, dbias,
+            gate.stride(0) if gate is not None else 0, gate.stride(1) if gate is not None else 0,
+            B * L, L, per_program, D=D, DP=DP, ROWS=rows, HAS_WEIGHT=weight is not None,
+            HAS_BIAS=bias is not None, HAS_GATE=gate is not None, num_warps=4,
+        )  # fmt: skip
+    return MergeNormGradients(
+        merged=dmerged,
+        weight=dweight.sum(0) if dweight is not None else None,
+        bias=dbias.sum(0) if dbias is not None else None,
+        gate=dgate,
+    )
+
+
+def _check_norm(shape, parts, weight, bias, gate) -> None:
+    check_device(parts=parts, weight=weight, bias=bias, gate=gate)
+    D = shape[-1]
+    for name, t in (("weight", weight), ("bias", bias)):
+        if t is not None:
+            check_shape(name, t, (D,), "(D,)")
+    if gate is not None:
+        check_shape("gate", gate, shape, "(B, L, D)")

@@ -1,0 +1,225 @@
+"""The SS2D scan: K selective scans over one channels-last image in K orders, without a copy of the image for any of them.
+
+    delta = softplus(dt_weight[k] @ factors + dt_bias[k])
+    h     = exp(delta * A) * h + delta * B * x          A = -exp(A_log[k])
+    y_k   = <C, h> + D_skip[k] * x
+
+Mamba (Gu and Dao 2023, equations 2a, 2b, 4), with the four orders of VMamba (Liu et al. 2024, section 4.2).
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from . import _launch, configs
+from ._launch import check_device, check_shape, fast_math, pow2, rows_contiguous
+from ._merge import merge_directions
+from ._ss2d_backward import ss2d_bwd_kernel_n1
+from ._ss2d_forward import ss2d_fwd_kernel_n1
+
+TILE = 16  # visits per tile; a state is kept per tile
+_ORDERS = {"uni": 0, "bidi": 1, "cross": 2}
+_TABLE = 3
+
+
+class SS2DGradients(NamedTuple):
+    """What ``ss2d_backward`` returns; entries are None where the input was."""
+
+    x: torch.Tensor
+    proj: torch.Tensor
+    dt_weight: torch.Tensor
+    dt_bias: torch.Tensor | None
+    A_log: torch.Tensor
+    D_skip: torch.Tensor | None
+
+
+class _Problem(NamedTuple):
+    """Checked sizes of one call."""
+
+    B: int
+    L: int
+    D: int
+    K: int
+    N: int
+    R: int
+    has_c: bool
+    order: int
+    visits: int  # visits per direction
+    height: int
+    width: int
+
+
+def _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, width) -> _Problem:
+    check_device(x=x, proj=proj, dt_weight=dt_weight, dt_bias=dt_bias, A_log=A_log, D_skip=D_skip, index=index)
+    for name, t, axes in (("x", x, 3), ("proj", proj, 4), ("dt_weight", dt_weight, 3), ("A_log", A_log, 3)):
+        if t.dim() != axes:
+            raise ValueError(f"{name} has shape {tuple(t.shape)}, expected {axes} axes")
+    for name, t in (("x", x), ("proj", proj)):
+        if t.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            raise ValueError(f"{name} has dtype {t.dtype}, expected float16, bfloat16 or float32")
+    for name, t in (("dt_weight", dt_weight), ("dt_bias", dt_bias), ("A_log", A_log), ("D_skip", D_skip)):
+        if t is not None and t.dtype != torch.float32:
+            raise ValueError(f"{name} has dtype {t.dtype}, parameters must be float32")
+    B, L, D = x.shape
+    K, _, R = dt_weight.shape
+    N = A_log.shape[2]
+    check_shape("dt_weight", dt_weight, (K, D, R), "(K, D, R)")
+    check_shape("A_log", A_log, (K, D, N), "(K, D, N)")
+    if dt_bias is not None:
+        check_shape("dt_bias", dt_bias, (K, D), "(K, D)")
+    if D_skip is not None:
+        check_shape("D_skip", D_skip, (K, D), "(K, D)")
+    has_c = proj.shape[3] != R + N
+    if not has_c and N != 1:
+        raise ValueError(f"C may be omitted only for N = 1: proj has {proj.shape[3]} entries per direction, R = {R}, N = {N}")
+    check_shape("proj", proj, (B, L, K, R + 2 * N if has_c else R + 1), "(B, L, K, R + 2N)")
+    if index is not None:
+        if index.dim() != 2 or index.shape[0] != K or index.dtype != torch.int32:
+            raise ValueError(f"index has shape {tuple(index.shape)}, dtype {index.dtype}; expected int32 ({K}, visits)")
+        return _Problem(B, L, D, K, N, R, has_c, _TABLE, index.shape[1], 1, L)
+    if order not in _ORDERS:
+        raise ValueError(f"order is {order!r}, expected one of {sorted(_ORDERS)} or an index table")
+    if height * width != L:
+        raise ValueError(f"x has L = {L} tokens, height x width is {height} x {width} = {height * width}")
+    if order == "cross" and K != 4:
+        raise ValueError(f"order 'cross' has 4 directions, the parameters have K = {K}")
+    if order == "bidi" and K % 2:
+        raise ValueError(f"order 'bidi' needs an even number of directions, the parameters have K = {K}")
+    if order == "cross" and 1 in (height, width):
+        order = "bidi"  # a single row or column: both routes are the same
+    return _Problem(B, L, D, K, N, R, has_c, _ORDERS[order], L, height, width)
+
+
+def _output(p: _Problem, dtype: torch.dtype, device: torch.device, covers: bool) -> torch.Tensor:
+    """[B, K, L, D]; zeroed when the table may leave tokens out."""
+    make = _launch.empty if p.order != _TABLE or covers else torch.zeros
+    return make((p.B, p.K, p.L, p.D), dtype=dtype, device=device)
+
+
+def ss2d_forward(
+    x: torch.Tensor,
+    proj: torch.Tensor,
+    dt_weight: torch.Tensor,
+    dt_bias: torch.Tensor | None,
+    A_log: torch.Tensor,
+    D_skip: torch.Tensor | None,
+    *,
+    order: str | None = None,
+    index: torch.Tensor | None = None,
+    height: int = 1,
+    width: int = 1,
+    merge: bool = True,
+    save_states: bool = False,
+    index_covers: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Run the scan.
+
+    Args:
+        x: [B, L, D] float16, bfloat16 or float32; tokens row-major, last axis contiguous, other strides free.
+        proj: [B, L, K, R + 2N], any of the same dtypes, natural token order: delta factors (R), B (N), C (N).
+            Without C (last axis R + 1, N = 1) the state itself is the output.
+        dt_weight: [K, D, R] float32.
+        dt_bias: [K, D] float32, or None.
+        A_log: [K, D, N] float32; A = -exp(A_log).
+        D_skip: [K, D] float32, or None.
+        order: "uni", "bidi" or "cross". Not used when ``index`` is given.
+        index: [K, visits] int32 natural token positions in order of visit, each token at most once per direction.
+            -1 is a padding slot: a zero token, at which the state decays but nothing is read or written.
+        height: rows of the token grid. Any value recompiles nothing.
+        width: columns of the token grid.
+        merge: sum the directions.
+        save_states: also return what ``ss2d_backward`` needs.
+        index_covers: promise that every direction of ``index`` visits every token; saves zeroing the output.
+
+    Returns:
+        y [B, L, D] (merged) or [B, K, L, D], both at natural positions, in x's dtype (float32 for float16),
+        and the states, fp32 (None unless ``save_states``).
+
+    Raises:
+        ValueError: on a wrong shape, dtype, device or order.
+    """
+    p = _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, width)
+    x, proj = rows_contiguous(x), proj.contiguous()
+    y = _output(p, _launch.accumulator_dtype(x.dtype), x.device, index_covers)
+    tiles = -(-p.visits // TILE)
+    states = _launch.empty((p.B, p.K, tiles, p.D), dtype=torch.float32, device=x.device) if save_states else None
+    if y.numel():
+        V, registers = configs.config("ss2d_fwd", p.D)
+        grid = (p.B * -(-p.D // (32 * V)) * p.K,)
+        ss2d_fwd_kernel_n1[grid](
+            x, proj, dt_weight.contiguous(), dt_bias, A_log.contiguous(), D_skip, y, states, index,
+            x.stride(0), p.L, p.visits, p.height, p.width,
+            X_ROW=x.stride(1), D=p.D, K=p.K, R=p.R, KR=pow2(p.R), V=V, ORDER=p.order,
+            HAS_C=p.has_c, HAS_BIAS=dt_bias is not None, HAS_SKIP=D_skip is not None, SAVE=save_states,
+            EVEN=p.visits % TILE == 0, PRECISE=x.dtype == torch.float32, FAST=fast_math(), num_warps=1, maxnreg=registers,
+        )  # fmt: skip
+    return (merge_directions(y, y.dtype) if merge else y), states
+
+
+def ss2d_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    proj: torch.Tensor,
+    dt_weight: torch.Tensor,
+    dt_bias: torch.Tensor | None,
+    A_log: torch.Tensor,
+    D_skip: torch.Tensor | None,
+    states: torch.Tensor,
+    *,
+    order: str | None = None,
+    index: torch.Tensor | None = None,
+    height: int = 1,
+    width: int = 1,
+    index_covers: bool = False,
+) -> SS2DGradients:
+    """Gradients of ``ss2d_forward``. Deterministic: no atomics, fixed summation order.
+
+    Args:
+        dy: gradient to y, [B, L, D] (merged forward) or [B, K, L, D].
+        x: and all further arguments as given to ``ss2d_forward``.
+        proj: as above.
+        dt_weight: as above.
+        dt_bias: as above.
+        A_log: as above.
+        D_skip: as above.
+        states: the states that ``ss2d_forward(save_states=True)`` returned.
+        order: as above.
+        index: as above.
+        height: as above.
+        width: as above.
+        index_covers: as above.
+
+    Returns:
+        Gradients in the shapes and dtypes of the inputs (parameters: float32).
+    """
+    p = _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, width)
+    merged = dy.dim() == 3
+    check_shape("dy", dy, (p.B, p.L, p.D) if merged else (p.B, p.K, p.L, p.D), "(B, L, D) or (B, K, L, D)")
+    tiles = -(-p.visits // TILE)
+    check_shape("states", states, (p.B, p.K, tiles, p.D), "(B, K, tiles, D)")
+    x, proj, dy = rows_contiguous(x), proj.contiguous(), rows_contiguous(dy)
+    V, registers = configs.config("ss2d_bwd", p.D)
+    blocks = -(-p.D // (32 * V))
+    dx = _output(p, _launch.accumulator_dtype(x.dtype), x.device, index_covers)
+    make = _launch.empty if p.order != _TABLE or index_covers else torch.zeros
+    dproj = make((blocks, *proj.shape), dtype=torch.float32, device=x.device)
+    dweight = _launch.empty((p.B, p.K, p.D, p.R), dtype=torch.float32, device=x.device)
+    dvec = _launch.empty((p.B, 3, p.K, p.D), dtype=torch.float32, device=x.device)
+    if dx.numel():
+        ss2d_bwd_kernel_n1[(p.B * blocks * p.K,)](
+            dy, x, proj, dt_weight.contiguous(), dt_bias, A_log.contiguous(), D_skip, states,
+            dx, dproj, dweight, dvec, index,
+            x.stride(0), dy.stride(0), 0 if merged else dy.stride(1), p.B, p.L, p.visits, p.height, p.width,
+            X_ROW=x.stride(1), DY_ROW=dy.stride(-2), D=p.D, K=p.K, R=p.R, KR=pow2(p.R), KP=pow2(proj.shape[3]), V=V,
+            ORDER=p.order, HAS_C=p.has_c, HAS_BIAS=dt_bias is not None, HAS_SKIP=D_skip is not None,
+            PRECISE=x.dtype == torch.float32, FAST=fast_math(), num_warps=1, maxnreg=registers,
+        )  # fmt: skip
+    vec = dvec.sum(0)
+    return SS2DGradients(
+        x=merge_directions(dx, x.dtype),
+        proj=dproj.sum(0).to(proj.dtype),
+        dt_weight=dweight.sum(0),
+        dt_bias=vec[0] if dt_bias is not None else None,
+        A_log=vec[1].view_as(A_log),
+        D_skip=vec[2] if D_skip is not None else None,
+    )

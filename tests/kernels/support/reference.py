@@ -1,0 +1,46 @@
+"""The scans, written to be read: plain loops in float64, gradients by autograd. The truth that the kernels are tested against."""
+
+import torch
+import torch.nn.functional as F
+
+
+def positions(order: str, K: int, height: int, width: int) -> torch.Tensor:
+    """[K, L] natural token position of each visit."""
+    grid = torch.arange(height * width).view(height, width)
+    row, column = grid.flatten(), grid.t().flatten()
+    if order == "uni":
+        return row.expand(K, -1)
+    if order == "bidi":
+        return torch.stack([row if k < K // 2 else row.flip(0) for k in range(K)])
+    if order == "cross":
+        return torch.stack([row, column, row.flip(0), column.flip(0)])
+    raise ValueError(order)
+
+
+def ss2d_reference(x, proj, dt_weight, dt_bias, A_log, D_skip, index) -> torch.Tensor:
+    """y [B, K, L, D] at natural positions, in float64, for an index table [K, visits] (-1 = zero token)."""
+    x, proj, dt_weight, A_log = (t.double() for t in (x, proj, dt_weight, A_log))
+    B, L, D = x.shape
+    K, _, R = dt_weight.shape
+    N = A_log.shape[2]
+    directions = []
+    for k in range(K):
+        A = -torch.exp(A_log[k])  # [D, N]
+        h = x.new_zeros(B, D, N)
+        out = [x.new_zeros(B, D) for _ in range(L)]
+        for p in index[k].tolist():
+            xt = x[:, p] if p >= 0 else torch.zeros_like(x[:, 0])  # [B, D]
+            row = proj[:, p, k] if p >= 0 else torch.zeros_like(proj[:, 0, k])  # [B, R + 2N]
+            z = row[:, :R] @ dt_weight[k].t()
+            if dt_bias is not None:
+                z = z + dt_bias[k].double()
+            delta = F.softplus(z, threshold=1e9)  # [B, D]
+            Bt, Ct = row[:, R : R + N], row[:, R + N :]
+            h = torch.exp(delta[..., None] * A) * h + (delta * xt)[..., None] * Bt[:, None]
+            y = (h * Ct[:, None]).sum(-1) if Ct.shape[1] else h[..., 0]
+            if D_skip is not None:
+                y = y + D_skip[k].double() * xt
+            if p >= 0:
+                out[p] = y
+        directions.append(torch.stack(out, 1))
+    return torch.stack(directions, 1)
