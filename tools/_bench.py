@@ -1,5 +1,6 @@
 """What the benchmark scripts share: interleaved timing, the environment of a measurement, CSV and Markdown output."""
 
+import argparse
 import csv
 import datetime
 import importlib.metadata
@@ -42,6 +43,24 @@ class Timing:
             "time_ratio": "" if self.ratio is None else f"{self.ratio:.3f}",
             "num_iter": len(self.milliseconds),
         }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options on where, how long and whereto to measure."""
+    add = parser.add_argument
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--num-iter", type=_positive, default=20, metavar="N", help="rounds to time, at least (default 20)")
+    add("--num-warm-iter", type=_positive, default=3, metavar="N", help="untimed steps of each before (default 3)")
+    add("--min-time", type=float, default=0.0, metavar="S", help="time each for at least S seconds in all")
+    add("--results-file", type=Path, metavar="CSV", help="append the results to this file")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
 
 
 def select_device(name: str, threads: int | None) -> torch.device:
@@ -167,29 +186,54 @@ def environment(device: torch.device) -> dict[str, object]:
     }
 
 
-def check_csv(path: Path, columns: Sequence[str]) -> None:
-    """Check, before anything is measured, that rows with `columns` can be appended to the CSV file at `path`.
+class Report:
+    """Rows of one run: appended to a CSV file as they come, printed as a Markdown table at the end."""
 
-    Raises:
-        UserError: the file has other columns, or cannot be written.
-    """
-    try:
-        with path.open("a+", newline="") as file:
-            file.seek(0)
-            header = next(csv.reader(file), None)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    if header is not None and header != list(columns):
-        raise UserError(f"{path} has other columns than this benchmark writes; give a new file")
+    def __init__(self, columns: Sequence[str], device: torch.device, path: Path | None):
+        """Check, before anything is measured, that rows can be appended to the file.
 
+        Args:
+            columns: The benchmark's own columns; those of `ENVIRONMENT_COLUMNS` follow them in the file.
+            device: Where the run measures.
+            path: CSV file, new or with the same columns; None writes none.
 
-def append_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
-    """Append `rows` to the CSV file at `path`, with a header if the file is new."""
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerows(rows)
+        Raises:
+            UserError: the file has other columns, or cannot be written.
+        """
+        self.columns = [*columns, *ENVIRONMENT_COLUMNS]
+        self.env = environment(device)
+        self.path = path
+        self.rows: list[Mapping[str, object]] = []
+        if path is None:
+            return
+        try:
+            with path.open("a+", newline="") as file:
+                file.seek(0)
+                header = next(csv.reader(file), None)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
+        if header is not None and header != self.columns:
+            raise UserError(f"{path} has other columns than this benchmark writes; give a new file")
+
+    def add(self, rows: Sequence[Mapping[str, object]]) -> None:
+        """Keep rows of the benchmark's own columns, and append them to the file; a new file gets a header."""
+        self.rows += rows
+        if self.path is not None:
+            with self.path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, self.columns)
+                if file.tell() == 0:
+                    writer.writeheader()
+                writer.writerows({**row, **self.env} for row in rows)
+
+    def print(self, columns: Sequence[str], baseline: str) -> None:
+        """Print the named columns of all rows, what the ratio means, and where the figures come from."""
+        if not self.rows:
+            return
+        env = self.env
+        print(markdown_table(columns, self.rows))
+        print(f"\ntime_ratio: time over the time of {baseline}, median over the interleaved rounds")
+        print(f"\n{env['command']}\n{env['device']}, {env['threads']} CPU threads, torch {env['torch']}, "
+              f"timm {env['timm']}, vmamba {env['vmamba']} ({env['commit'] or 'no commit'}), {env['date']}")
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:
@@ -203,9 +247,3 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Mapping[str, object]])
 
     rule = "| " + " | ".join("-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)) + " |"
     return "\n".join([line(columns), rule, *map(line, cells)])
-
-
-def print_environment(env: Mapping[str, object]) -> None:
-    """Print the line that says where the figures of a table come from."""
-    print(f"\n{env['command']}\n{env['device']}, {env['threads']} CPU threads, torch {env['torch']}, "
-          f"timm {env['timm']}, vmamba {env['vmamba']} ({env['commit'] or 'no commit'}), {env['date']}")

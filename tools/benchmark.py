@@ -16,7 +16,6 @@ memory (GPU only) counts the model, gradients, optimizer state and activations.
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import _bench
 import torch
@@ -27,7 +26,7 @@ from vmamba.train.model import build_classifier
 SETTING_COLUMNS = (
     "bench", "model", "params_m", "batch_size", "img_size", "amp_dtype", "channels_last", "compile", "baseline")
 RESULT_COLUMNS = ("img_per_s", "median_ms", "p20_ms", "p80_ms", "time_ratio", "peak_memory_mb", "num_iter")
-CSV_COLUMNS = (*SETTING_COLUMNS, *RESULT_COLUMNS, *_bench.ENVIRONMENT_COLUMNS)
+CSV_COLUMNS = (*SETTING_COLUMNS, *RESULT_COLUMNS)
 TABLE_COLUMNS = ("model", "bench", "batch_size", "img_size", "params_m", *RESULT_COLUMNS)
 
 
@@ -37,22 +36,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("models", nargs="+", metavar="MODEL", help="timm model names")
     add("--baseline", metavar="MODEL", help="model the ratios refer to (default: the first)")
     add("--bench", choices=("inference", "train", "both"), default="inference")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
     add("--batch-size", type=int, nargs="+", default=[1], metavar="N")
     add("--img-size", type=int, nargs="+", default=[None], metavar="N", help="square inputs (default: the model's own)")
-    add("--num-iter", type=int, default=20, metavar="N", help="rounds to time, at least (default 20)")
-    add("--num-warm-iter", type=int, default=3, metavar="N", help="untimed steps per model before (default 3)")
-    add("--min-time", type=float, default=0.0, metavar="S", help="time each model for at least S seconds in all")
     add("--amp-dtype", choices=("float16", "bfloat16"), help="run under autocast (default: float32)")
     add("--channels-last", action="store_true", help="channels_last memory format for models and inputs")
     add("--compile", action="store_true", help="torch.compile each model")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-    add("--results-file", type=Path, metavar="CSV", help="append the results to this file")
+    _bench.add_arguments(parser)
     args = parser.parse_args(argv)
     if min(args.batch_size) < 1 or min(size or 1 for size in args.img_size) < 1:
         parser.error("--batch-size and --img-size must be at least 1")
-    if args.num_iter < 1 or args.num_warm_iter < 0:
-        parser.error("--num-iter must be at least 1 and --num-warm-iter at least 0")
     args.baseline = args.baseline or args.models[0]
     if args.baseline not in args.models:
         parser.error(f"--baseline {args.baseline} is not one of the models")
@@ -127,7 +119,7 @@ def prepare(
     if args.compile:
         model = torch.compile(model)
     step = make_step(model, x, train, getattr(torch, args.amp_dtype) if args.amp_dtype else None)
-    for _ in range(max(args.num_warm_iter, 1)):
+    for _ in range(args.num_warm_iter):
         step()
     columns = {
         "bench": "train" if train else "inference", "model": name, "params_m": f"{params / 1e6:.2f}",
@@ -166,24 +158,15 @@ def main(argv: list[str] | None = None) -> int:
     args.device = _bench.select_device(args.device, args.threads)
     for name in args.models:
         build_classifier(name, device="meta")  # a wrong name is known before the first is measured
-    if args.results_file is not None:
-        _bench.check_csv(args.results_file, CSV_COLUMNS)
-    env = _bench.environment(args.device)
-    rows: list[dict[str, object]] = []
+    report = _bench.Report(CSV_COLUMNS, args.device, args.results_file)
     expected = 0
     for train in {"inference": (False,), "train": (True,), "both": (False, True)}[args.bench]:
         for img_size in args.img_size:
             for batch_size in args.batch_size:
-                measured = run_setting(batch_size, img_size, train, args)
                 expected += len(args.models)
-                rows += measured
-                if args.results_file is not None:
-                    _bench.append_csv(args.results_file, CSV_COLUMNS, [row | env for row in measured])
-    if rows:
-        print(_bench.markdown_table(TABLE_COLUMNS, rows))
-        print(f"\ntime_ratio: time over the time of {args.baseline}, median over the interleaved rounds")
-        _bench.print_environment(env)
-    return 0 if len(rows) == expected else 1
+                report.add(run_setting(batch_size, img_size, train, args))
+    report.print(TABLE_COLUMNS, args.baseline)
+    return 0 if len(report.rows) == expected else 1
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def test_table_and_csv(tmp_path, capsys):
     with path.open() as file:
         saved = list(csv.DictReader(file))
     assert len(saved) == 16
-    assert set(saved[0]) == set(benchmark.CSV_COLUMNS)
+    assert set(saved[0]) == {*benchmark.CSV_COLUMNS, *_bench.ENVIRONMENT_COLUMNS}
     for row in saved:
         assert row["baseline"] == "test_vit"
         assert row["torch"] == torch.__version__
