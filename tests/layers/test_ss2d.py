@@ -17,7 +17,7 @@ SCANS = {"v051d": ("uni", 4), "v052d": ("bidi", 4), "v052dc": ("cascade", None)}
 RENAMES = {
     "x_proj_weight": "x_proj.weight", "dt_projs_weight": "dt_weight", "dt_projs_bias": "dt_bias", "A_logs": "A_log",
     "Ds": "D", "conv2d.weight": "conv.weight", "conv2d.bias": "conv.bias",
-    "out_norm.1.weight": "out_norm.conv.weight", "out_norm.2.weight": "out_norm.1.conv.weight",
+    "out_norm.1.weight": "out_norm.weight", "out_norm.2.weight": "out_norm.1.weight",
 }
 
 

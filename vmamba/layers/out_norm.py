@@ -7,18 +7,9 @@ import torch
 from timm.layers import LayerNorm
 from torch import Tensor, nn
 
+from .conv import Conv2dNHWC
+
 __all__ = ["OUT_NORMS", "create_out_norm"]
-
-
-class DepthwiseConvNHWC(nn.Module):
-    """3x3 depthwise convolution without bias on channels-last maps, ``[B, H, W, D] -> [B, H, W, D]``."""
-
-    def __init__(self, dim: int, device: Any = None, dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class PositionSoftmax(nn.Module):
@@ -39,6 +30,7 @@ def create_out_norm(kind: str, dim: int, eps: float, device: Any = None, dtype: 
         ValueError: ``kind`` is not one of :data:`OUT_NORMS`.
     """
     dd = {"device": device, "dtype": dtype}
+    depthwise = {"kernel_size": 3, "padding": 1, "groups": dim, "bias": False, **dd}
     if kind == "layernorm":
         return LayerNorm(dim, eps=eps, **dd)
     if kind == "none":
@@ -48,7 +40,7 @@ def create_out_norm(kind: str, dim: int, eps: float, device: Any = None, dtype: 
     if kind == "softmax":
         return PositionSoftmax()
     if kind == "dwconv3":
-        return DepthwiseConvNHWC(dim, **dd)
+        return Conv2dNHWC(dim, dim, **depthwise)
     if kind == "cnorm":
-        return nn.Sequential(LayerNorm(dim, eps=eps, **dd), DepthwiseConvNHWC(dim, **dd))
+        return nn.Sequential(LayerNorm(dim, eps=eps, **dd), Conv2dNHWC(dim, dim, **depthwise))
     raise ValueError(f"out_norm is {kind!r}, but needs one of {', '.join(map(repr, OUT_NORMS))}")

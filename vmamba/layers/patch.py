@@ -8,12 +8,9 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm
 from torch import Tensor, nn
 
+from .conv import Conv2dNHWC
+
 __all__ = ["ConvDownsample", "ConvStem", "PatchMerging", "PatchStem"]
-
-
-def _conv_nhwc(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Convolve a channels-last map; the permuted view is what torch calls channels_last, so nothing is copied."""
-    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class PatchStem(nn.Module):
@@ -43,13 +40,13 @@ class ConvStem(nn.Module):
         self.conv1 = nn.Conv2d(in_chans, dim // 2, 3, stride=2, padding=1, **dd)
         self.norm1 = LayerNorm(dim // 2, eps=norm_eps, **dd)
         self.act = nn.GELU()
-        self.conv2 = nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1, **dd)
+        self.conv2 = Conv2dNHWC(dim // 2, dim, 3, stride=2, padding=1, **dd)
         self.norm2 = LayerNorm(dim, eps=norm_eps, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x.contiguous(memory_format=torch.channels_last))
         x = self.act(self.norm1(x.permute(0, 2, 3, 1)))
-        return self.norm2(_conv_nhwc(self.conv2, x))
+        return self.norm2(self.conv2(x))
 
 
 class PatchMerging(nn.Module):
@@ -67,9 +64,11 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, dim_out, bias=False, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        _, H, W, _ = x.shape
-        x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
-        x = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], dim=-1)
+        B, H, W, C = x.shape
+        rows, columns = (H + 1) // 2, (W + 1) // 2
+        x = F.pad(x, (0, 0, 0, 2 * columns - W, 0, 2 * rows - H))
+        # neighbours in the order (0, 0), (1, 0), (0, 1), (1, 1) of (row, column)
+        x = x.reshape(B, rows, 2, columns, 2, C).permute(0, 1, 3, 4, 2, 5).reshape(B, rows, columns, 4 * C)
         return self.reduction(self.norm(x))
 
 
@@ -81,8 +80,8 @@ class ConvDownsample(nn.Module):
     ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
-        self.conv = nn.Conv2d(dim, dim_out, 3, stride=2, padding=1, **dd)
+        self.conv = Conv2dNHWC(dim, dim_out, 3, stride=2, padding=1, **dd)
         self.norm = LayerNorm(dim_out, eps=norm_eps, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(_conv_nhwc(self.conv, x))
+        return self.norm(self.conv(x))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import vmamba.ops  # noqa: F401  (registers torch.ops.vmamba)
 from vmamba.scans.order import default_directions, scan_routes
 
+from .conv import Conv2dNHWC
 from .out_norm import create_out_norm
 
 __all__ = ["SS2D"]
@@ -58,7 +59,7 @@ class SS2D(nn.Module):
         self.gated = gate is not None
         self.in_proj = nn.Linear(dim, self.d_inner * (2 if self.gated else 1), bias=False, **dd)
         self.gate_act = get_act_layer(gate)() if gate is not None else nn.Identity()
-        self.conv = nn.Conv2d(
+        self.conv = Conv2dNHWC(
             self.d_inner, self.d_inner, d_conv, padding=(d_conv - 1) // 2, groups=self.d_inner, bias=conv_bias, **dd,
         ) if d_conv > 1 else nn.Identity()
         self.act = nn.SiLU()
@@ -119,7 +120,7 @@ class SS2D(nn.Module):
         z = x
         if self.gated:
             x, z = x.chunk(2, dim=-1)
-        x = self.act(self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        x = self.act(self.conv(x))
         B, H, W, D = x.shape
         if self.cascade:
             y = self._cascade(x)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["linear_weights", "open_envelope", "require_fit"]
+__all__ = ["AllOrNothing", "linear_weights", "open_envelope", "require_fit"]
 
 # Published files keep the weights behind their published score under `model`; training runs add the others.
 ENVELOPES = ("model", "state_dict", "model_ema", "state_dict_ema")
@@ -66,24 +66,52 @@ def _merges_into(fine: list[int], coarse: list[int]) -> bool:
     return i == len(fine)
 
 
-def require_fit(state: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Raise unless ``state`` fits ``model``, so that nothing of a wrong checkpoint is ever loaded.
+def require_fit(state: Mapping[str, Tensor], model: nn.Module, optional: tuple[str, ...] = ()) -> None:
+    """Raise unless ``state`` fits ``model``, for a ``checkpoint_filter_fn``.
 
-    The classifier may have another number of classes, or be absent from a backbone, and the first convolution another
-    number of input channels: timm adapts these.
+    The classifier may have another number of classes and the first convolution another number of input channels: timm
+    adapts these afterwards.
+
+    Args:
+        state: Weights under the model's names.
+        model: The model.
+        optional: Prefixes that may be missing, e.g. of what a detection backbone has not.
 
     Raises:
         RuntimeError: Names every missing, unexpected and mis-shaped key.
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    adapted = tuple(f"{name}." for name in (cfg.get("classifier"), cfg.get("first_conv")) if name)
     classifier = f"{cfg.get('classifier')}."
+    first_conv = f"{cfg.get('first_conv')}."
+    _require_keys(state, model, (classifier, *optional), (classifier,), (classifier, first_conv))
+
+
+class AllOrNothing(nn.Module):
+    """A model whose strict ``load_state_dict`` loads everything or, where anything does not fit, nothing at all."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As ``nn.Module``'s, which would copy what fits before it raises.
+
+        Raises:
+            RuntimeError: With ``strict``, names every missing, unexpected and mis-shaped key.
+        """
+        if strict:
+            _require_keys(state_dict, self)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+
+def _require_keys(
+        state: Mapping[str, Tensor], model: nn.Module, may_miss: tuple[str, ...] = (),
+        may_exceed: tuple[str, ...] = (), may_differ: tuple[str, ...] = (),
+) -> None:
+    """Raise unless keys and shapes agree but for the given prefixes."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
     own = model.state_dict()
-    missing = [k for k in own if k not in state and not k.startswith(classifier)]
-    unexpected = [k for k in state if k not in own and not k.startswith(classifier)]
+    missing = [k for k in own if k not in state and not k.startswith(may_miss)]
+    unexpected = [k for k in state if k not in own and not k.startswith(may_exceed)]
     shapes = [
         f"{k} {list(state[k].shape)} instead of {list(own[k].shape)}"
-        for k in own if k in state and state[k].shape != own[k].shape and not k.startswith(adapted)
+        for k in own if k in state and state[k].shape != own[k].shape and not k.startswith(may_differ)
     ]
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     if any(faults.values()):

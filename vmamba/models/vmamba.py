@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -37,7 +37,7 @@ from vmamba._timm import (
 )
 from vmamba.layers import SS2D, ConvDownsample, ConvStem, PatchMerging, PatchStem
 
-from ._checkpoint import linear_weights, open_envelope, require_fit
+from ._checkpoint import AllOrNothing, linear_weights, open_envelope, require_fit
 from ._safe_load import load_safely
 
 __all__ = ["VMamba"]
@@ -89,7 +89,7 @@ class VMambaStage(nn.Module):
         return self.blocks(x)
 
 
-class VMamba(nn.Module):
+class VMamba(AllOrNothing):
     """VMamba classifier and backbone.
 
     Args:
@@ -140,7 +140,7 @@ class VMamba(nn.Module):
         stem = PatchStem if patch_stem else ConvStem
         downsample = PatchMerging if patch_stem else ConvDownsample
         self.stem = stem(in_chans, dims[0], NORM_EPS, **dd)
-        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=False)
+        rates = cast("list[float]", calculate_drop_path_rates(drop_path_rate, sum(depths)))
         self.feature_info = []
         stages = []
         for i, (dim, depth) in enumerate(zip(dims, depths, strict=True)):
@@ -151,7 +151,7 @@ class VMamba(nn.Module):
         self.stages = nn.Sequential(*stages)
 
         self.num_features = self.head_hidden_size = dims[-1]
-        self.norm = LayerNorm(self.num_features, eps=NORM_EPS, **dd)
+        self.norm: nn.Module = LayerNorm(self.num_features, eps=NORM_EPS, **dd)
         self.head = ClassifierHead(
             self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, input_fmt=self.output_fmt, **dd)
         self.init_weights(needs_reset=False)
@@ -164,8 +164,9 @@ class VMamba(nn.Module):
             needs_reset: Also reset the other modules, e.g. after ``to_empty()``.
         """
         for module in self.modules():
-            if needs_reset and module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if needs_reset and callable(reset):
+                reset()
         for name, module in self.named_modules():
             # The projection to step sizes, B and C keeps the default of nn.Linear.
             if isinstance(module, nn.Linear) and not name.endswith(".x_proj"):
@@ -193,7 +194,7 @@ class VMamba(nn.Module):
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            cast(VMambaStage, stage).grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -213,7 +214,7 @@ class VMamba(nn.Module):
             RuntimeError: The weights do not fit; nothing is loaded then.
         """
         content, _ = load_safely(Path(checkpoint_path))
-        cfg = {**self.pretrained_cfg, "state_dict": open_envelope(content), "custom_load": False}
+        cfg = {**cast("dict[str, Any]", self.pretrained_cfg), "state_dict": open_envelope(content), "custom_load": False}
         load_pretrained(
             self, cfg, num_classes=self.num_classes, in_chans=self.in_chans, filter_fn=checkpoint_filter_fn)
 
@@ -242,7 +243,7 @@ class VMamba(nn.Module):
         last = len(self.stages) - 1
         intermediates = []
         x = self.stem(x)
-        stages = self.stages if torch.jit.is_scripting() or not stop_early else self.stages[:max_index + 1]
+        stages = cast(nn.Sequential, self.stages[:max_index + 1] if stop_early else self.stages)
         for i, stage in enumerate(stages):
             x = stage(x)
             if i in take_indices:
@@ -260,7 +261,7 @@ class VMamba(nn.Module):
         ends_early = max_index < len(self.stages) - 1
         if prune_norm or ends_early:
             self.norm = nn.Identity()  # sized for, and applied to, the last stage only
-        self.stages = self.stages[:max_index + 1]
+        self.stages = cast(nn.Sequential, self.stages[:max_index + 1])
         if ends_early:
             self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
         if prune_head or ends_early:
@@ -330,9 +331,11 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     state = open_envelope(state_dict)
     if not any(k.startswith("stages.") for k in state):
         patch_stem = isinstance(model.stem, PatchStem)
-        state = {_native_name(k, patch_stem): v for k, v in state.items() if not re.match(r"^outnorm\d\.", k)}
-    state = linear_weights(state, model)
-    require_fit(state, model)
+        state = {_native_name(k, patch_stem): v for k, v in state.items()}
+    backbone = {k: v for k, v in state.items() if not re.match(r"^outnorm\d\.", k)}
+    is_backbone = len(backbone) < len(state)
+    state = linear_weights(backbone, model)
+    require_fit(state, model, optional=("norm.",) if is_backbone else ())
     return state
 
 
@@ -478,7 +481,7 @@ def vmamba_nano(pretrained: bool = False, **kwargs: Any) -> VMamba:
 
 
 @register_model
-def test_vmamba(pretrained: bool = False, **kwargs: Any) -> VMamba:
+def test_vmamba(pretrained: bool = False, **kwargs: Any) -> VMamba:  # noqa: PT028  (a model, not a test)
     """A minimal VMamba for tests."""
     model_args = {"dims": (16, 24, 32, 48), "depths": (1, 2, 2, 1)}
     return _create_vmamba("test_vmamba", pretrained, model_args, **kwargs)

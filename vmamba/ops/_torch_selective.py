@@ -60,7 +60,7 @@ def forward(
 
 
 def backward(
-        dy: Tensor, dlast: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+        dy: Tensor, dlast: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
         z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool, initial_state: Tensor | None,
         starts: Tensor,
 ) -> tuple[Tensor, ...]:
@@ -98,6 +98,7 @@ def backward(
     if initial_state is not None and grads.initial_state is not None:
         dinitial = grads.initial_state.transpose(0, 1).flatten(1, 2).to(initial_state.dtype)
     return (
-        _from_groups(du_).to(u.dtype), _from_groups(draw).to(delta.dtype), grads.A.flatten(0, 1).to(A.dtype),
-        grads.B.permute(1, 0, 3, 2).to(B.dtype), grads.C.permute(1, 0, 3, 2).to(C.dtype), dD, dz, dbias, dinitial,
+        _from_groups(du_).to(u.dtype).contiguous(), _from_groups(draw).to(delta.dtype).contiguous(),
+        grads.A.flatten(0, 1).to(A.dtype), grads.B.permute(1, 0, 3, 2).to(B.dtype).contiguous(),
+        grads.C.permute(1, 0, 3, 2).to(C.dtype).contiguous(), dD, dz.contiguous(), dbias, dinitial.contiguous(),
     )

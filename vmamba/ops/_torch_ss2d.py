@@ -160,7 +160,7 @@ def backward(
     batch, length, channels = x.shape
     directions, _, states = A_log.shape
     steps = plan.order.length if plan.order is not None else length
-    dx, dproj = torch.empty_like(x), torch.empty_like(proj)
+    dx, dproj = x.new_empty(x.shape), proj.new_empty(proj.shape)
     dweight, dA = torch.zeros_like(plan.dt_weight), torch.zeros_like(plan.A)
     dbias, dskip = (torch.zeros(directions, channels, dtype=plan.dtype, device=x.device) for _ in range(2))
 

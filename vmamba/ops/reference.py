@@ -59,7 +59,7 @@ def ss2d_scan_reference(
 ) -> Tensor:
     """Scan in K directions, each through :func:`selective_scan_reference`; see :func:`vmamba.ops.ss2d_scan`."""
     dtype = compute_dtype(x)
-    directions, channels, rank = dt_weight.shape
+    directions, _, rank = dt_weight.shape
     states = A_log.shape[2]
     index, inverse = order.index.to(x.device).long(), order.inverse.to(x.device).long()
 

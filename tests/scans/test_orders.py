@@ -1,0 +1,73 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.goldens import GOLDENS
+from vmamba.scans import ScanOrder, list_scans, scan_order
+from vmamba.scans.order import default_directions
+
+SIZES = [(1, 1), (1, 5), (5, 1), (2, 2), (3, 4), (4, 3), (7, 7), (14, 9)]
+META = json.loads((GOLDENS / "vmamba" / "op_cross_scan.json").read_text())
+TENSORS = load_file(GOLDENS / "vmamba" / "op_cross_scan.safetensors")
+OFFICIAL = {"cross2d": "cross", "unidi": "uni", "bidi": "bidi"}
+
+
+@pytest.mark.parametrize("mode", OFFICIAL)
+@pytest.mark.parametrize("size", [(c["H"], c["W"]) for c in META["cases"]])
+def test_equals_official_table(mode, size):
+    order = scan_order(OFFICIAL[mode], size, directions=4)
+    prefix = f"h{size[0]}w{size[1]}.{mode}"
+    assert torch.equal(order.index.long(), TENSORS[f"{prefix}.scan_index"])
+
+
+@pytest.mark.parametrize("mode", OFFICIAL)
+@pytest.mark.parametrize("size", [(c["H"], c["W"]) for c in META["cases"]])
+def test_inverse_merges_as_official(mode, size):
+    order = scan_order(OFFICIAL[mode], size, directions=4)
+    prefix = f"h{size[0]}w{size[1]}.{mode}"
+    walked = TENSORS[f"{prefix}.merge_in"].flatten(3)  # [2, 4, 3, T]
+    merged = sum(walked[:, k][..., order.inverse[k].long()] for k in range(4))
+    torch.testing.assert_close(merged, TENSORS[f"{prefix}.merge_out"])
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", list_scans())
+def test_every_token_once_and_inverse(name, size):
+    order = scan_order(name, size)
+    assert order.num_directions == default_directions(name)
+    for row, inverse in zip(order.index, order.inverse, strict=True):
+        assert torch.equal(row.sort().values, torch.arange(size[0] * size[1], dtype=torch.int32))
+        assert torch.equal(row[inverse.long()], torch.arange(size[0] * size[1], dtype=torch.int32))
+
+
+def test_padding_and_tokens_never_visited():
+    order = ScanOrder("x", (2, 2), torch.tensor([[3, -1, 0, 1]], dtype=torch.int32), 4)
+    assert order.has_padding
+    assert order.inverse.tolist() == [[2, 3, -1, 0]]
+
+
+def test_tables_are_cached():
+    assert scan_order("cross", (3, 4)) is scan_order("cross", [3, 4])
+    assert scan_order("cross", (3, 4)) is not scan_order("cross", (4, 3))
+
+
+def test_table_made_under_inference_mode_can_be_trained_with():
+    with torch.inference_mode():
+        order = scan_order("cross", (11, 13))
+    assert not order.index.is_inference()
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: scan_order("croos", (2, 2)), "unknown scan order 'croos'; did you mean 'cross'"),
+    (lambda: scan_order("zzz", (2, 2)), "known orders: bidi, cross, uni"),
+    (lambda: scan_order("cross", (0, 2)), r"size must be two positive integers \(H, W\), got \(0, 2\)"),
+    (lambda: scan_order("cross", (4,)), "size must be two positive integers"),
+    (lambda: scan_order("cross", (2, 2), directions=3), "the order 'cross' has 4 directions, got 3"),
+    (lambda: ScanOrder("x", (2, 2), torch.tensor([[0, 4]], dtype=torch.int32), 4), r"index must lie in \[-1, 3\]"),
+    (lambda: ScanOrder("x", (2, 2), torch.tensor([[0, 1]]), 4), "index must be an int32 tensor"),
+])
+def test_wrong_requests_are_explained(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
