@@ -14,9 +14,7 @@ and `timm.create_model(..., pretrained=True, pretrained_cfg_overlay=dict(file=..
 """
 
 import argparse
-import contextlib
 import hashlib
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +26,7 @@ from safetensors.torch import save_file
 from vmamba.errors import UserError, tool
 from vmamba.models._safe_load import load_safely
 from vmamba.train.model import build_classifier
+from vmamba.train.run_directory import atomic_path
 
 # where the weights are, in this order: published files keep the weights of their published score under `model`
 WEIGHT_KEYS = ("model", "model_ema", "state_dict")
@@ -81,16 +80,12 @@ def pick_weights(content: object, key: str, path: Path) -> tuple[str, dict[str, 
 
 def write(state: dict[str, torch.Tensor], metadata: dict[str, str], output: Path) -> None:
     """Write a safetensors file; an interrupted run leaves no half-written one."""
-    partial = output.with_name(output.name + ".part")
     try:
-        # clones: safetensors refuses tensors that share memory
-        save_file({k: v.detach().clone().contiguous() for k, v in state.items()}, partial, metadata)
-        os.replace(partial, output)
+        with atomic_path(output) as path:
+            # clones: safetensors refuses tensors that share memory
+            save_file({k: v.detach().clone().contiguous() for k, v in state.items()}, path, metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {output}: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 @tool

@@ -1,0 +1,89 @@
+"""The README says nothing about models, files and commands that is not so."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import run_timm_suite
+import timm
+
+import vmamba
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def our_models():
+    return sorted(name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("vmamba."))
+
+
+def model_table():
+    """{model: (parameters, published accuracy or "")} of the table under the "models" comment."""
+    table = README.partition("<!-- models:")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ([\d.]*) ?\|", table, re.MULTILINE)
+    return {name: (int(count.replace(",", "")), accuracy) for name, count, accuracy in rows}
+
+
+def test_every_model_is_in_the_table():
+    assert sorted(model_table()) == our_models()
+
+
+@pytest.mark.parametrize("name", our_models())
+def test_parameters_in_the_table(name):
+    model = timm.create_model(name, device="meta")
+    assert model_table()[name][0] == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", our_models())
+def test_accuracy_is_given_where_weights_are_published(name):
+    cfg = timm.get_pretrained_cfg(name)
+    assert bool(model_table()[name][1]) == bool(cfg is not None and cfg.url)
+
+
+def test_example_runs():
+    """The first example, as it stands, in a fresh process: what it prints are the four feature maps."""
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"torch.Size([1, {96 * 2**i}, {48 // 2**i}, {80 // 2**i}])" for i in range(4)]
+
+
+def commands():
+    """The command lines of the README, continuation lines joined and comments cut."""
+    joined = README.replace("\\\n", " ")
+    lines = re.findall(r"^ {4}((?:python|torchrun|make) .*?)(?: {2,}#.*| {9,}.*)?$", joined, re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def test_commands_name_files_and_targets_that_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    assert len(commands()) > 10
+    for words in commands():
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), words
+        files = [word for word in words if word.endswith((".py", ".yaml"))]
+        assert all((ROOT / file).is_file() for file in files), files
+
+
+@pytest.mark.parametrize("script", ["train", "validate", "predict", "benchmark", "benchmark_ops", "convert_checkpoint"])
+def test_flags_exist(script):
+    used = {word for words in commands() if f"tools/{script}.py" in words
+            for word in words[words.index(f"tools/{script}.py"):] if word.startswith("-")}
+    done = subprocess.run([sys.executable, f"tools/{script}.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", done.stdout))
+    assert used <= known
+
+
+def test_timm_suite_count():
+    expected = run_timm_suite.expected_count(list(run_timm_suite.MODELS))
+    assert f"passes {expected} tests" in README
+    assert all(f"`{name}`" in README for name in run_timm_suite.MODELS)
+
+
+def test_version():
+    assert f'version = "{vmamba.__version__}"' in (ROOT / "pyproject.toml").read_text()
