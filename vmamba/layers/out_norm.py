@@ -1,6 +1,4 @@
 """What VMamba puts between the merged scan and the output projection: LayerNorm, or one of its ablations."""
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,6 +1,4 @@
 """Stems and downsampling of hierarchical scan models, on channels-last maps [B, H, W, C]."""
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -2,8 +2,6 @@
 
 Liu et al., "VMamba: Visual State Space Model", arXiv:2401.10166, section 4.2 and figure 3.
 """
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -7,8 +7,6 @@ Names follow the authors': ``s`` is the ratio of inner to outer channels of the 
 third stage; ``v0`` is the first release (gated, 16 states, no MLP). Maps are channels-last throughout and any image
 size works.
 """
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -214,7 +212,8 @@ class VMamba(AllOrNothing):
             RuntimeError: The weights do not fit; nothing is loaded then.
         """
         content, _ = load_safely(Path(checkpoint_path))
-        cfg = {**cast("dict[str, Any]", self.pretrained_cfg), "state_dict": open_envelope(content), "custom_load": False}
+        cfg = dict(cast("dict[str, Any]", self.pretrained_cfg))
+        cfg |= {"state_dict": open_envelope(content), "custom_load": False}
         load_pretrained(
             self, cfg, num_classes=self.num_classes, in_chans=self.in_chans, filter_fn=checkpoint_filter_fn)
 
