@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options on where, how long and whereto to measure."""
     add = parser.add_argument
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's choice)")
     add("--num-iter", type=_positive, default=20, metavar="N", help="rounds to time, at least (default 20)")
     add("--num-warm-iter", type=_positive, default=3, metavar="N", help="untimed steps of each before (default 3)")
     add("--min-time", type=float, default=0.0, metavar="S", help="time each for at least S seconds in all")
@@ -67,11 +67,9 @@ def select_device(name: str, threads: int | None) -> torch.device:
     """The device called `name`, after setting the number of CPU threads.
 
     Raises:
-        UserError: there is no such device, or no such number of threads.
+        UserError: there is no such device.
     """
     if threads is not None:
-        if threads < 1:
-            raise UserError(f"--threads must be at least 1, not {threads}")
         torch.set_num_threads(threads)
     try:
         device = torch.device(name)
@@ -84,7 +82,7 @@ def select_device(name: str, threads: int | None) -> torch.device:
             raise UserError("no CUDA device is available; use --device cpu")
         if (device.index or 0) >= torch.cuda.device_count():
             raise UserError(f"there is no {device}: this machine has {torch.cuda.device_count()} CUDA device(s)")
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)
     return device
 
 

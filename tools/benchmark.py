@@ -20,7 +20,7 @@ from collections.abc import Callable
 import _bench
 import torch
 
-from vmamba.errors import tool
+from vmamba.errors import UserError, tool
 from vmamba.train.model import build_classifier
 
 SETTING_COLUMNS = (
@@ -53,12 +53,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def build_model(name: str, img_size: int | None) -> tuple[torch.nn.Module, tuple[int, int, int]]:
-    """Create an untrained model and the input shape (channels, height, width) it is to be timed at."""
+    """Create an untrained model and the input shape (channels, height, width) it is to be timed at.
+
+    Raises:
+        UserError: timm does not know the model, or it does not take images of this size.
+    """
     model = build_classifier(name)
     channels, *native = model.pretrained_cfg["input_size"]
     size = (img_size, img_size) if img_size else tuple(native)
-    if list(size) != native and hasattr(model, "set_input_size"):
-        model.set_input_size(img_size=size)
+    try:
+        if list(size) != native and hasattr(model, "set_input_size"):
+            model.set_input_size(img_size=size)
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, channels, *size))
+    except (AssertionError, RuntimeError, ValueError) as error:     # each model has its own way to refuse a size
+        raise UserError(f"{name} does not take images of {size[0]}x{size[1]}: {error}") from error
     return model, (channels, *size)
 
 
