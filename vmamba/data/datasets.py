@@ -49,6 +49,29 @@ class _StrictImageDataset(ImageDataset):
         return image, -1 if target is None else target
 
 
+class _TorchvisionDataset(Dataset):
+    """A torchvision dataset with what timm's other datasets have: one image mode, and a name for a bad image."""
+
+    def __init__(self, dataset: Any, input_img_mode: str):
+        self.dataset = dataset
+        self.classes = getattr(dataset, "classes", None)
+        self.input_img_mode = input_img_mode
+        self.transform: Any = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        try:
+            image, target = self.dataset[index]
+            image = image.convert(self.input_img_mode)
+        except UNREADABLE as error:
+            samples = getattr(self.dataset, "samples", None)
+            name = samples[index][0] if samples else f"number {index}"
+            raise UnreadableImageError(f"cannot read image {name}: {error}") from None
+        return image if self.transform is None else self.transform(image), target
+
+
 @contextmanager
 def dataset_errors(what: str) -> Iterator[None]:
     """Turns what timm and its readers raise for a bad dataset into a `UserError` that begins with `what`."""
@@ -100,10 +123,13 @@ def create_dataset(
         if not Path(root).exists():
             raise UserError(f"data folder {root} does not exist")
     with dataset_errors(f"cannot open dataset {name or root}, split {split}"):
-        dataset = timm.data.create_dataset(
-            name, root=root, split=split, is_training=is_training, class_map=class_map,
+        dataset: Any = timm.data.create_dataset(
+            name, root=root, split=split, is_training=is_training,
+            class_map=class_map,  # type: ignore[arg-type]  # a file name too, whatever timm's annotation says
             input_img_mode=input_img_mode, **kwargs,
         )
+    if prefix == "torch":
+        return _TorchvisionDataset(dataset, input_img_mode)
     if not isinstance(dataset, ImageDataset):
         return dataset
     if not name:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from timm.data import FastCollateMixup, create_loader
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import IterableDataset
 
 from ..errors import UserError
 
@@ -25,7 +25,7 @@ def create_mixup(args: Namespace, num_classes: int) -> FastCollateMixup | None:
 
 
 def create_train_loader(
-    dataset: Dataset,
+    dataset: Any,
     args: Namespace,
     data_config: dict[str, Any],
     device: torch.device,
@@ -72,7 +72,7 @@ def create_train_loader(
 
 
 def create_eval_loader(
-    dataset: Dataset,
+    dataset: Any,
     data_config: dict[str, Any],
     device: torch.device,
     *,

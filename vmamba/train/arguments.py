@@ -179,6 +179,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     add("--resume", metavar="RUN", help="run directory to continue; its own options are used, flags override them")
     add("--overwrite", action=_Bool, default=False, help="replace the run that the run directory holds")
     add("--seed", type=int, default=42, metavar="N", help="random seed")
+    add("--threads", type=int, metavar="N", help="CPU threads of PyTorch in the main process (default: its own choice)")
     add("--log-interval", type=int, default=10, metavar="N", help="steps between updates of the progress bar")
 
 
@@ -206,8 +207,6 @@ def parse_train_arguments(argv: Sequence[str] | None, recipes: Path | None = Non
         config = recipes / f"{first.dataset or 'digits'}.yaml"
     if config:
         values = load_config(config, parser)
-        for volatile in ("resume", "overwrite") if first.resume else ():
-            values.pop(volatile, None)
         if first.resume:
             values["stop_epoch"] = None     # the earlier stop is what is being resumed
         parser.set_defaults(**values)
@@ -222,7 +221,7 @@ def parse_train_arguments(argv: Sequence[str] | None, recipes: Path | None = Non
 def _check_ranges(args: argparse.Namespace) -> None:
     """Refuses numbers that make no sense before anything is built or written."""
     for name in ("batch_size", "validation_batch_size", "epochs", "stop_epoch", "grad_accum_steps", "num_classes",
-                 "img_size", "in_chans", "log_interval", "lr_base_size", "recount"):
+                 "img_size", "in_chans", "threads", "log_interval", "lr_base_size", "recount"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")

@@ -9,6 +9,9 @@ from ..errors import UserError, near_names, require
 
 __all__ = ["dump_config", "load_config"]
 
+# flags that say how to start a run, not what it is
+_NOT_OPTIONS = ("help", "config", "resume", "overwrite")
+
 
 def load_config(path: str | Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     """Reads a YAML file of options for `parser`.
@@ -33,7 +36,7 @@ def load_config(path: str | Path, parser: argparse.ArgumentParser) -> dict[str, 
         raise UserError(f"config {path} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise UserError(f"config {path} must be a mapping from option names to values")
-    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    actions = {action.dest: action for action in parser._actions if action.dest not in _NOT_OPTIONS}
     values = {}
     for key, value in raw.items():
         dest = str(key).replace("-", "_")
@@ -83,5 +86,5 @@ def _convert_one(action: argparse.Action, value: Any) -> Any:
 
 def dump_config(args: dict[str, Any]) -> str:
     """Returns the options as YAML text that `load_config` reads back to the same values."""
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in args.items()}
+    plain = {key: value for key, value in args.items() if key not in _NOT_OPTIONS}
     return require("yaml").safe_dump(plain, sort_keys=True, default_flow_style=None, allow_unicode=True)

@@ -1,5 +1,6 @@
 """The command behind tools/train.py: builds everything the options ask for, trains, and reports."""
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +15,7 @@ from timm.task import ClassificationTask
 from timm.utils import NativeScaler, distribute_bn, init_distributed_device, trim_summary, unwrap_model, update_summary
 from torch import nn
 
-from ..data import class_names, create_dataset, create_eval_loader, create_train_loader
+from ..data import class_names, create_dataset, create_eval_loader, create_train_loader, dataset_errors
 from ..data.loaders import create_mixup
 from ..errors import UserError, near_names, tool
 from .arguments import parse_train_arguments
@@ -24,7 +25,7 @@ from .evaluation import Evaluation, evaluate
 from .loop import Optimisation, create_autocast, seed_epoch, train_one_epoch
 from .model import build_classifier, data_config_for, model_arguments
 from .reports import next_commands, plot_confusion, plot_curves, write_confusion
-from .run_directory import RunDirectory, atomic_path
+from .run_directory import RunDirectory, atomic_path, check_writable
 
 __all__ = ["main"]
 
@@ -71,12 +72,18 @@ def main(argv: Sequence[str] | None = None, recipes: Path | None = None) -> int:
     args = parse_train_arguments(argv, recipes)
     options = dict(vars(args))
     directory = _run_directory(args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     device = _init_device(args)
     try:
         run = _build(args, directory, device)
         if args.resume:
             _restore(run)
         _train(run, options, create_autocast(args, device))
+    except KeyboardInterrupt:
+        if directory.state.exists() and args.rank == 0:
+            print(f"stopped; continue with: {next_commands(directory, args, False)[-1][1]}", file=sys.stderr)
+        raise
     finally:
         if args.distributed:
             torch.distributed.destroy_process_group()
@@ -93,6 +100,7 @@ def _run_directory(args: argparse.Namespace) -> RunDirectory:
     directory = RunDirectory(Path(args.output) / name)
     if not args.overwrite:
         directory.refuse_existing()
+    check_writable(directory.path)
     return directory
 
 
@@ -128,7 +136,8 @@ def _build(args: argparse.Namespace, directory: RunDirectory, device: torch.devi
                               args.dataset)
 
     mixup = create_mixup(args, num_classes)
-    train_loader = create_train_loader(train_set, args, data_config, device, mixup)
+    with dataset_errors("cannot build the training loader"):
+        train_loader = create_train_loader(train_set, args, data_config, device, mixup)
     eval_loader = create_eval_loader(
         eval_set, data_config, device, batch_size=args.validation_batch_size or args.batch_size,
         workers=args.workers, distributed=args.distributed)
@@ -152,15 +161,17 @@ def _create_datasets(args: argparse.Namespace) -> tuple[Any, Any, list[str] | No
     if not args.dataset and not class_map and names:
         class_map = {name: index for index, name in enumerate(names)}
     eval_set = create_dataset(args.dataset, args.data_dir, args.val_split, class_map=class_map, **shared)
-    roots = [getattr(getattr(dataset, "reader", None), "root", None) for dataset in (train_set, eval_set)]
-    if not args.dataset and roots[0] == roots[1]:
+    train_root, eval_root = (Path(getattr(getattr(dataset, "reader", None), "root", None) or ".")
+                             for dataset in (train_set, eval_set))
+    # timm takes the whole folder for a split it does not find, training images included
+    if not args.dataset and (train_root.is_relative_to(eval_root) or eval_root.is_relative_to(train_root)):
         raise UserError(f"{args.data_dir} has no folders for both splits: it needs {args.train_split}/ and "
                         f"{args.val_split}/ (or val/), each with one folder a class")
     return train_set, eval_set, names
 
 
 def _create_task(
-    args: argparse.Namespace, model: nn.Module, device: torch.device, soft_targets: bool
+    args: argparse.Namespace, model: Any, device: torch.device, soft_targets: bool
 ) -> ClassificationTask:
     """Moves the model to its device and wraps it with its loss and, if asked for, its average."""
     if args.grad_checkpointing:
@@ -188,8 +199,9 @@ def _create_optimisation(
     try:
         optimizer = create_optimizer_v2(model, **{**optimizer_kwargs(args), **args.opt_kwargs})
     except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"cannot create optimiser {args.opt}: {error}{near_names(args.opt, list_optimizers())}"
-                        ) from error
+        known = [str(name) for name in list_optimizers()]
+        near = near_names(args.opt, known) if args.opt not in known else ""
+        raise UserError(f"cannot create optimiser {args.opt}: {error}{near}") from error
     updates = -(-batches // args.grad_accum_steps)
     scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)
     needs_scaler = args.amp and args.amp_dtype == "float16"
@@ -234,7 +246,7 @@ def _train(run: Run, options: dict[str, Any], autocast: AbstractContextManager) 
         if not args.resume:
             run.directory.create()
         with atomic_path(run.directory.arguments) as temporary:
-            temporary.write_text(dump_config({**options, "config": None, "resume": None, "overwrite": False}))
+            temporary.write_text(dump_config(options))
         trim_summary(str(run.directory.summary), run.epoch)
         _print_start(run, options)
     begin = time.perf_counter()
@@ -256,7 +268,6 @@ def _train_epoch(run: Run, autocast: AbstractContextManager) -> None:
         run.train_loader.dataset.set_epoch(epoch)
     if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
         run.train_loader.mixup_enabled = False
-    lr = run.optimisation.lr
     train = train_one_epoch(run.task, run.train_loader, run.optimisation, args, epoch, autocast)
     if args.distributed:
         distribute_bn(run.task.get_eval_model(), args.world_size, reduce=True)
@@ -265,6 +276,7 @@ def _train_epoch(run: Run, autocast: AbstractContextManager) -> None:
     improved = chosen.top1 > run.best
     run.best = max(run.best, chosen.top1)
     run.epoch += 1
+    lr = run.optimisation.lr
     _step_schedule(run)
     if args.rank == 0:
         metrics = {**results[False].metrics(), **(results[True].metrics("ema_") if args.model_ema else {})}
@@ -316,7 +328,9 @@ def _print_start(run: Run, options: dict[str, Any]) -> None:
     parameters = sum(p.numel() for p in unwrap_model(run.task.get_trainable_module()).parameters())
     size = "x".join(map(str, description.data_config["input_size"]))
     if options["config"]:
-        print(f"options    {options['config']}")
+        path = Path(options["config"]).absolute()
+        inside = path.is_relative_to(Path.cwd())
+        print(f"options    {path.relative_to(Path.cwd()) if inside else path}")
     print(f"data       {args.dataset or args.data_dir}: {len(run.train_loader.dataset)} training and "
           f"{len(run.eval_loader.dataset)} validation images, {description.num_classes} classes, input {size}")
     print(f"model      {description.architecture}, {parameters / 1e6:.2f} M parameters, on {args.device}"

@@ -30,7 +30,7 @@ def build_classifier(
     weights: dict[str, Tensor] | None = None,
     weights_from: str = "",
     **model_args: Any,
-) -> nn.Module:
+) -> Any:
     """Builds a model by its timm name.
 
     Args:
@@ -42,6 +42,9 @@ def build_classifier(
             completely, head included.
         weights_from: where `weights` come from, for the error message.
         **model_args: passed to `timm.create_model`.
+
+    Returns:
+        The model, an `nn.Module` with timm's attributes.
 
     Raises:
         UserError: unknown model or argument, or the weights do not fit.
@@ -67,8 +70,9 @@ def _weights_overlay(
     overlay: dict[str, Any] = {"state_dict": weights}
     if num_classes is not None:
         overlay["num_classes"] = num_classes
-    if in_chans is not None and ":" not in name:
-        _, height, width = timm.get_pretrained_cfg(name).input_size
+    cfg = timm.get_pretrained_cfg(name) if ":" not in name else None
+    if in_chans is not None and cfg is not None:
+        _, height, width = cfg.input_size
         overlay["input_size"] = (in_chans, height, width)
     return overlay
 
@@ -90,6 +94,10 @@ def data_config_for(model: nn.Module, args: argparse.Namespace, description: Des
     flags = {key: getattr(args, key) for key in ("img_size", "input_size", "crop_pct", "crop_mode", "mean", "std",
                                                  "interpolation")}
     flags["in_chans"] = getattr(model, "in_chans", native[0])
+    asked = flags["input_size"] or [flags["in_chans"], *to_2tuple(flags["img_size"] or 1)]
+    if asked[0] != flags["in_chans"] or min(asked) < 1:
+        raise UserError(f"--input-size {' '.join(map(str, asked))} does not fit a model of {flags['in_chans']} channels"
+                        if asked[0] != flags["in_chans"] else f"the image size must be at least 1, not {min(asked)}")
     if built_for and not flags["img_size"] and not flags["input_size"]:
         flags["input_size"] = [flags["in_chans"], *to_2tuple(built_for)]
     try:
@@ -125,7 +133,7 @@ def _check_forward(model: nn.Module, config: dict[str, Any]) -> None:
         model.train(training)
 
 
-def load_classifier(args: argparse.Namespace) -> tuple[nn.Module, Description]:
+def load_classifier(args: argparse.Namespace) -> tuple[Any, Description]:
     """Builds the classifier that `--checkpoint` or `--model --pretrained` name, ready for evaluation on the CPU.
 
     Args:

@@ -19,7 +19,7 @@ from .arguments import Parser, add_device_arguments, add_model_arguments
 from .checkpoint import Description
 from .loop import create_autocast
 from .model import load_classifier
-from .run_directory import atomic_path
+from .run_directory import atomic_path, make_folder
 from .validate import checkpoint_arguments, resolve_device, table_format
 
 __all__ = ["Prediction", "main"]
@@ -163,6 +163,7 @@ def _load(path: Path, transform: Any, mode: str) -> Tensor | str:
 
 def _write(path: Path, predictions: list[Prediction], output_format: str) -> None:
     """Writes a row or object for each image; unreadable ones have an error and no classes."""
+    make_folder(path.parent)
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         if output_format == "json":
             json.dump([_as_json(prediction) for prediction in predictions], file, indent=2, ensure_ascii=False)

@@ -67,7 +67,7 @@ def plot_confusion(run: RunDirectory, title: str) -> None:
     side = min(4 + 0.35 * count, 14)
     figure = require("matplotlib.figure").Figure(figsize=(side + 1, side), layout="constrained", dpi=120)
     axis = figure.subplots()
-    picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    picture = axis.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(picture, label="share of the true class", shrink=0.8)
     axis.set(title=title, xlabel="predicted class", ylabel="true class")
     if count <= 50:     # more names than that overlap

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import UserError
 
-__all__ = ["RunDirectory", "atomic_path", "check_writable"]
+__all__ = ["RunDirectory", "atomic_path", "check_writable", "make_folder"]
 
 
 class RunDirectory:
@@ -59,13 +59,24 @@ class RunDirectory:
         Raises:
             UserError: the directory cannot be written.
         """
-        check_writable(self.path)
+        make_folder(self.path)
         for file in self.files:
             file.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path) -> None:
-    """Makes `folder` and writes a temporary file into it; raises a `UserError` if that fails."""
+    """Raises a `UserError` if `folder` could not be made or written to. Leaves everything as it is."""
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"cannot write to output folder {folder}: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to output folder {folder}: no permission for {existing}")
+
+
+def make_folder(folder: Path) -> None:
+    """Makes `folder` and tries to write into it; raises a `UserError` if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

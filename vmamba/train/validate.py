@@ -16,7 +16,7 @@ from .checkpoint import Description
 from .evaluation import Evaluation, evaluate
 from .loop import create_autocast
 from .model import load_classifier
-from .run_directory import atomic_path, check_writable
+from .run_directory import atomic_path, check_writable, make_folder
 
 __all__ = ["checkpoint_arguments", "main", "resolve_device", "table_format"]
 
@@ -123,6 +123,7 @@ def _row(args: argparse.Namespace, description: Description, model: nn.Module, r
 
 
 def _write(path: Path, row: dict[str, Any], results_format: str) -> None:
+    make_folder(path.parent)
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         if results_format == "json":
             json.dump(row, file, indent=2)

@@ -1,0 +1,272 @@
+"""tools/train.py through its command line: what a run leaves behind, resuming, and every kind of bad input."""
+
+import csv
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from vmamba.train import fit, validate
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = ["args.yaml", "confusion.csv", "confusion.png", "curves.png", "last.safetensors", "last_ema.safetensors",
+         "model_best.safetensors", "model_best_ema.safetensors", "resume.pt", "summary.csv"]
+
+
+def script(*argv, cwd=ROOT):
+    """Runs tools/train.py in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, str(ROOT / "tools" / "train.py"), *map(str, argv)], cwd=cwd,
+                          env=environment, capture_output=True, text=True)
+
+
+def rows(run):
+    with open(run / "summary.csv", newline="") as file:
+        return [{key: value for key, value in row.items() if "per_second" not in key} for row in csv.DictReader(file)]
+
+
+def test_run_directory(trained):
+    assert sorted(path.name for path in trained.iterdir()) == FILES
+    assert [row["epoch"] for row in rows(trained)] == ["0", "1"]
+    assert {"train_loss", "eval_top1", "eval_top5", "eval_loss", "eval_ema_top1", "lr"} <= rows(trained)[0].keys()
+    for name in ("curves.png", "confusion.png"):
+        with Image.open(trained / name) as image:
+            image.load()
+            assert min(image.size) > 300
+    with open(trained / "confusion.csv", newline="") as file:
+        header, *table = csv.reader(file)
+    assert header == ["true \\ predicted", "one", "three", "two"]
+    assert [sum(map(int, row[1:])) for row in table] == [5, 5, 5]
+
+
+def test_checkpoint_describes_itself(trained):
+    with safe_open(trained / "model_best.safetensors", framework="pt") as file:
+        text = file.metadata()["vmamba"]
+    assert '"architecture": "test_vmamba"' in text
+    assert '"label_names": ["one", "three", "two"]' in text
+    assert '"input_size": [3, 32, 32]' in text
+    assert str(Path.home()) not in text
+
+
+def test_script_on_bundled_digits_prints_commands_that_work(tmp_path):
+    done = script("--model", "test_vmamba", "--epochs", 1, "--warmup-epochs", 0, "--output", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""    # no progress bar where nobody watches
+    lines = done.stdout.splitlines()
+    assert re.match(r"epoch 1/1 .*top1 .*img/s", lines[4])
+    commands = {key: value for key, _, value in (line.partition(":") for line in lines[-3:])}
+    assert list(commands) == ["validate", "predict", "resume"]
+    argv = shlex.split(commands["validate"])
+    assert argv[:2] == ["python", "tools/validate.py"]
+    assert validate.main(argv[2:]) == 0
+    argv = shlex.split(commands["resume"])
+    assert argv[:2] == ["python", "tools/train.py"]
+    assert Path(argv[argv.index("--resume") + 1]).parent == tmp_path
+    done = script(*argv[2:], "--stop-epoch", 1)
+    assert done.returncode == 0, done.stderr
+    assert "stopped after epoch 1 of 2" in done.stdout
+
+
+EVERYTHING = ("--epochs", "3", "--model-ema", "--model-ema-warmup", "--mixup", "0.2", "--cutmix", "1.0",
+              "--mixup-off-epoch", "2", "--reprob", "0.25", "--drop-path", "0.1", "--grad-accum-steps", "2",
+              "--clip-grad", "1.0", "--layer-decay", "0.8", "--aa", "rand-m3-n1", "--warmup-epochs", "1")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resumed_run_equals_uninterrupted_run(image_folder, small_flags, tmp_path, workers, capsys):
+    flags = [*EVERYTHING, "--workers", str(workers)]
+    assert fit.main(small_flags(image_folder, tmp_path / "whole", *flags)) == 0
+    assert fit.main(small_flags(image_folder, tmp_path / "parts", *flags, "--stop-epoch", "1")) == 0
+    torch.manual_seed(0)    # whatever else happened in between
+    assert fit.main(["--resume", str(tmp_path / "parts" / "run")]) == 0
+    assert "resumed after epoch 1" in capsys.readouterr().out
+    whole, parts = tmp_path / "whole" / "run", tmp_path / "parts" / "run"
+    assert rows(whole) == rows(parts)
+    assert len(rows(whole)) == 3
+    for name in ("last.safetensors", "last_ema.safetensors", "model_best_ema.safetensors"):
+        left, right = load_file(whole / name), load_file(parts / name)
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left), name
+    assert (whole / "confusion.csv").read_text() == (parts / "confusion.csv").read_text()
+
+
+def test_finished_run_trains_on_with_more_epochs(image_folder, small_flags, tmp_path, capsys):
+    assert fit.main(small_flags(image_folder, tmp_path, "--epochs", "1")) == 0
+    assert fit.main(["--resume", str(tmp_path / "run" / "resume.pt")]) == 0
+    assert "finished after epoch 1 of 1" in capsys.readouterr().out
+    assert fit.main(["--resume", str(tmp_path / "run"), "--epochs", "2"]) == 0
+    assert [row["epoch"] for row in rows(tmp_path / "run")] == ["0", "1"]
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(image_folder, small_flags, tmp_path):
+    flags = small_flags(image_folder, tmp_path, "--epochs", "1")
+    assert fit.main([*flags, "--model-ema"]) == 0
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert fit.main([*flags, "--overwrite"]) == 0
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {*FILES, "notes.txt"} - {"last_ema.safetensors", "model_best_ema.safetensors"}
+
+
+@pytest.mark.parametrize("flags", [
+    ["--amp", "--amp-dtype", "bfloat16", "--channels-last", "--grad-checkpointing"],
+    ["--loss", "bce", "--mixup", "0.5", "--no-sched-on-updates", "--opt", "lamb", "--clip-grad", "0.1",
+     "--clip-mode", "agc"],
+    ["--in-chans", "1", "--mean", "0.3", "--std", "0.3", "--gp", "max"],
+    ["--sched", "wsd", "--warmup-prefix", "--warmup-epochs", "1", "--no-aug"],
+], ids=["precision", "losses", "channels", "schedule"])
+def test_options_work_and_reach_the_checkpoint(image_folder, small_flags, tmp_path, flags, capsys):
+    assert fit.main(small_flags(image_folder, tmp_path, "--epochs", "1", *flags)) == 0
+    top1 = re.search(r"best validation top-1 ([\d.]+) %", capsys.readouterr().out).group(1)
+    assert validate.main(["--checkpoint", str(tmp_path / "run" / "model_best.safetensors"), "--data-dir",
+                          str(image_folder), *([flag for flag in flags[:3] if "amp" in flag or "float" in flag])]) == 0
+    assert f"top1 {top1} %" in capsys.readouterr().out
+
+
+def test_initial_checkpoint_starts_from_its_weights(image_folder, small_flags, trained, tmp_path):
+    flags = ["--initial-checkpoint", str(trained / "last.safetensors"), "--lr", "0", "--weight-decay", "0"]
+    assert fit.main(small_flags(image_folder, tmp_path, "--epochs", "1", *flags)) == 0
+    left, right = load_file(trained / "last.safetensors"), load_file(tmp_path / "run" / "last.safetensors")
+    assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_exploding_loss_leaves_the_last_good_checkpoint(image_folder, small_flags, tmp_path, capsys):
+    flags = small_flags(image_folder, tmp_path, "--sched", "constant", "--opt", "sgd")
+    assert fit.main([*flags, "--stop-epoch", "1", "--lr", "0"]) == 0
+    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+    assert fit.main(["--resume", str(tmp_path / "run"), "--lr", "1e30"]) == 2
+    assert re.search(r"error: the training loss became (nan|inf) in epoch 2", capsys.readouterr().err)
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_two_processes(image_folder, small_flags, tmp_path):
+    """Under torchrun: one process writes, and 15 validation images over 2 processes count exactly once."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    flags = small_flags(image_folder, tmp_path, "-b", "8", "--epochs", "1", "--model-ema", "--grad-accum-steps", "2")
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                           str(ROOT / "tools" / "train.py"), *flags],
+                          env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 1/1") == 1
+    with open(tmp_path / "run" / "confusion.csv", newline="") as file:
+        assert [sum(map(int, row[1:])) for row in list(csv.reader(file))[1:]] == [5, 5, 5]
+
+
+def damage(folder):
+    """Cuts the end off a training image."""
+    path = sorted((folder / "train" / "two").iterdir())[3]
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def empty(folder):
+    (folder / "val" / "four").mkdir()
+
+
+def no_split(folder):
+    for path in sorted((folder / "val").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    (folder / "val").rmdir()
+
+
+def other_class(folder):
+    (folder / "val" / "two").rename(folder / "val" / "tow")
+
+
+BAD = {
+    # name: (what to do to the data, more flags, what the line says)
+    "model": (None, ["--model", "vmamba_tinny"], r"unknown model 'vmamba_tinny'; near names: .*vmamba_tiny"),
+    "model-argument": (None, ["--model-kwargs", "depth=3"], r"cannot build test_vmamba: .*depth"),
+    "fixed-size": (None, ["--model", "test_vit", "--img-size", "100"], r"takes images of 160x160, not 100x100"),
+    "image-size": (None, ["--model", "resnet18", "--input-size", "3", "0", "0"], r"size must be at least 1, not 0"),
+    "img-size": (None, ["--img-size", "0"], r"--img-size must be at least 1"),
+    "folder": (None, ["--data-dir", "/nonexistent"], r"data folder /nonexistent does not exist"),
+    "empty-class": (empty, [], r"class folder .*four .*known classes"),
+    "no-split": (no_split, [], r"has no folders for both splits"),
+    "other-class": (other_class, [], r"class folder .*tow is not among the 3 known classes; near names: two"),
+    "num-classes": (None, ["--num-classes", "2"], r"--num-classes 2 is too small: the data has 3 classes"),
+    "batch-size": (None, ["-b", "64"], r"fewer than one batch of 64"),
+    "odd-mixup": (None, ["-b", "15", "--mixup", "1"], r"must be even, not 15"),
+    "dataset": (None, ["--dataset", "digit"], r"unknown dataset 'digit': .*near names: digits"),
+    "output": (None, ["--output", "/dev/null/x"], r"cannot write to output folder /dev/null/x/run"),
+    "experiment": (None, ["--experiment", "../x"], r"--experiment is a folder name"),
+    "config": (None, ["-c", "/nonexistent.yaml"], r"cannot read config /nonexistent.yaml"),
+    "flag": (None, ["--epoch", "3"], r"unrecognized arguments: --epoch 3"),
+    "value": (None, ["--epochs", "x"], r"argument --epochs: invalid int value: 'x'"),
+    "optimiser": (None, ["--opt", "adamv"], r"cannot create optimiser adamv: .*near names: adam"),
+    "optimiser-argument": (None, ["--opt-kwargs", "beta=3"], r"cannot create optimiser adamw"),
+    "augmentation": (None, ["--aa", "rand-m9-q3"], r"cannot build the training loader"),
+    "device": (None, ["--device", "gpu"], r"cannot use --device gpu"),
+    "probability": (None, ["--drop-path", "1.5"], r"--drop-path must lie between 0 and 1"),
+    "initial-checkpoint": (None, ["--initial-checkpoint", "/nonexistent.pth"], r"checkpoint /nonexistent.pth does not"),
+    "resume": (None, ["--resume", "/nonexistent"], r"run directory /nonexistent does not exist"),
+    "mean": (None, ["--mean", "0.1", "0.2"], r"--mean and --std need one value, or one for each of the 3 channels"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case, own_folder, small_flags, tmp_path, capsys):
+    change, flags, message = BAD[case]
+    if change:
+        change(own_folder)
+    before = sorted(tmp_path.rglob("*"))
+    assert fit.main(small_flags(own_folder, tmp_path / "out", *flags)) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(rf"error: .*{message}.*\n", error), error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_truncated_image(own_folder, small_flags, tmp_path, workers, capsys):
+    damage(own_folder)
+    assert fit.main(small_flags(own_folder, tmp_path / "out", "--workers", workers)) == 2
+    assert re.fullmatch(r"error: cannot read image \S+/two/\d+\.png: .+\n", capsys.readouterr().err)
+
+
+def test_unknown_key_in_config(own_folder, small_flags, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("warmup_epoch: 3\n")
+    assert fit.main(small_flags(own_folder, tmp_path / "out", "-c", str(tmp_path / "c.yaml"))) == 2
+    assert re.fullmatch(r"error: config \S+: unknown key 'warmup_epoch'; near names: warmup_epochs.*\n",
+                        capsys.readouterr().err)
+
+
+def test_run_is_not_overwritten(trained, image_folder, small_flags, capsys):
+    before = {path: path.read_bytes() for path in trained.iterdir()}
+    assert fit.main(small_flags(image_folder, trained.parent)) == 2
+    assert re.fullmatch(r"error: \S+ already holds a run: continue it with --resume .* --overwrite.*\n",
+                        capsys.readouterr().err)
+    assert before == {path: path.read_bytes() for path in trained.iterdir()}
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--model", "test_convnext"], "its architecture is test_vmamba, not test_convnext"),
+    (["--num-classes", "5"], "its num classes is 3, not 5"),
+    (["--config", "x.yaml"], "leave --config out"),
+    (["--overwrite"], "give one of them"),
+    (["--opt", "sgd", "--layer-decay", "0.5"], "cannot resume .* with these options"),
+])
+def test_bad_resume(trained, flags, message, capsys):
+    before = {path: path.read_bytes() for path in trained.iterdir()}
+    assert fit.main(["--resume", str(trained), *flags]) == 2
+    assert re.fullmatch(rf"error: .*{message}.*\n", capsys.readouterr().err)
+    assert before == {path: path.read_bytes() for path in trained.iterdir()}
+
+
+def test_script_reports_bad_input_in_one_line(tmp_path):
+    done = script("--data-dir", tmp_path / "none", "--model", "test_vmamba", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: data folder {tmp_path}/none does not exist\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help():
+    done = script("--help")
+    assert done.returncode == 0
+    assert "--model-kwargs" in done.stdout
