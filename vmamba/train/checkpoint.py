@@ -78,11 +78,12 @@ def load_weights(path: str | Path, use_ema: bool = False) -> tuple[dict[str, Ten
     if path.suffix == ".safetensors":
         return _load_safetensors(ema_sibling(path) if use_ema else path)
     content = _torch_load(path)
-    description = content.get("description") if isinstance(content, dict) else None
+    description: Any = content.get("description") if isinstance(content, dict) else None
+    ours = isinstance(description, dict) and "architecture" in description
     weights = _unwrap(content, use_ema)
     if weights is None:
         raise UserError(f"checkpoint {path} holds no {'averaged ' if use_ema else ''}weights")
-    return weights, Description(**description) if description else None
+    return weights, Description(**description) if ours else None
 
 
 def ema_sibling(path: Path) -> Path:

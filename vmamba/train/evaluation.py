@@ -47,6 +47,7 @@ def evaluate(
     device: torch.device,
     autocast: AbstractContextManager,
     channels_last: bool = False,
+    progress: bool = False,
 ) -> Evaluation:
     """Runs `model` over `loader`. Under `torchrun` every image of the split counts exactly once.
 
@@ -57,6 +58,7 @@ def evaluate(
         device: where the model is.
         autocast: context the forward pass runs in.
         channels_last: memory format of the input.
+        progress: show a bar if stderr is a terminal.
 
     Raises:
         UserError: torchmetrics is missing, the split is empty, or has labels the model has no class for.
@@ -73,7 +75,8 @@ def evaluate(
         confusion = metrics.ConfusionMatrix("multiclass", num_classes=num_classes).to(device)
     left = evaluation_sample_limit(loader)
     model.eval()
-    for images, labels in loader:
+    bar = require("tqdm").tqdm(loader, desc="validation", unit="batch", leave=False, disable=None if progress else True)
+    for images, labels in bar:
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with autocast:

@@ -293,7 +293,7 @@ def _train_epoch(run: Run, autocast: AbstractContextManager) -> None:
 def _evaluate(run: Run, ema: bool, autocast: AbstractContextManager) -> Evaluation:
     model = unwrap_model(run.task.get_eval_model(ema=ema))
     return evaluate(model, run.eval_loader, run.description.num_classes, torch.device(run.args.device), autocast,
-                    run.args.channels_last)
+                    run.args.channels_last, progress=run.args.rank == 0)
 
 
 def _save(run: Run, results: dict[bool, Evaluation], improved: bool) -> None:

@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset = _create_dataset(args, description)
     loader = create_eval_loader(dataset, description.data_config, device, batch_size=args.batch_size,
                                 workers=args.workers)
-    result = evaluate(model.to(device), loader, description.num_classes, device, create_autocast(args, device))
+    result = evaluate(model.to(device), loader, description.num_classes, device, create_autocast(args, device),
+                      progress=True)
     row = _row(args, description, model, result)
     print(f"{row['model']} on {args.dataset or description.dataset or args.data_dir}, {args.split}: {result.images} "
           f"images, loss {result.loss:.4f}, top1 {result.top1:.2f} %, top5 {result.top5:.2f} %")
