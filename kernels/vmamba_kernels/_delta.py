@@ -7,7 +7,7 @@ carry 16 (bfloat16) or 22 (float16) bits of it; with fp32 factors the product is
 import triton
 import triton.language as tl
 
-from ._primitives import LOG2E
+from ._primitives import LOG2E, unpack16
 
 
 @triton.jit
@@ -28,3 +28,29 @@ def project(factors, hi, lo, bias, FAST: tl.constexpr):
         return tl.dot(factors, hi, bias, input_precision="tf32x3")
     else:
         return tl.dot(factors, lo, tl.dot(factors, hi, bias))
+
+
+@triton.jit
+def tile_delta(
+    proj_base, p, ok_t, w_hi, w_lo, bias, R: tl.constexpr, KR: tl.constexpr, ROW: tl.constexpr, HAS_C: tl.constexpr,
+    SUB: tl.constexpr, FULL: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Factors [16, KR], pre-activations of delta in units of log 2 (SUB x 16 vectors [32]) and B, C [16, 2] at 16 positions.
+
+    The factors' columns from R on hold what follows in memory; the weight is zero there.
+    """
+    P: tl.constexpr = R + 1 + HAS_C
+    r = tl.arange(0, KR)
+    two = tl.arange(0, 2)
+    row = (proj_base + p.to(tl.int64) * ROW)[:, None]
+    if FULL:
+        factors = tl.load(row + r[None, :], mask=(r < P)[None, :], other=0.0)
+        bc = tl.load(row + R + two[None, :], mask=(two < 1 + HAS_C)[None, :], other=0.0)
+    else:
+        factors = tl.load(row + r[None, :], mask=ok_t[:, None] & (r < P)[None, :], other=0.0)
+        bc = tl.load(row + R + two[None, :], mask=ok_t[:, None] & (two < 1 + HAS_C)[None, :], other=0.0)
+    z2 = ()
+    for s in tl.static_range(SUB):
+        bias_tile = tl.zeros([16, 32], tl.float32) + bias[s][None, :]
+        z2 = z2 + (unpack16(project(factors, w_hi[s], w_lo[s], bias_tile, FAST)),)
+    return factors, z2, bc

@@ -1,8 +1,7 @@
 """Device functions shared by the kernels: in-register tiles, softplus, exponentials and the token walk.
 
-Every kernel here is written the way one writes a CUDA thread: one warp per program, one lane per channel (``V`` neighbouring
-channels when a lane owns several) and the tokens of a tile side by side in registers, so that the recurrence is a plain chain of
-multiply-adds. A tile is a Python tuple of ``[32]`` vectors; ``unpack16`` and ``pack16`` go between it and the two-dimensional
+Every kernel here is written the way one writes a CUDA thread: one warp per program, one lane per channel
+and the tokens of a tile side by side in registers, so that the recurrence is a plain chain of multiply-adds. A tile is a Python tuple of ``[32]`` vectors; ``unpack16`` and ``pack16`` go between it and the two-dimensional
 tensors that ``tl.dot`` wants.
 """
 
@@ -60,6 +59,12 @@ def softplus2(z2, FAST: tl.constexpr, PRECISE: tl.constexpr):
 
 
 @triton.jit
+def spread16(v, C: tl.constexpr):
+    """[16] -> tuple of 16 vectors [C], each filled with one element."""
+    return unpack16(tl.broadcast_to(v[:, None], [16, C]))
+
+
+@triton.jit
 def unpack16(tile):
     """[16, C] -> tuple of 16 vectors [C], row by row."""
     C: tl.constexpr = tile.shape[1]
@@ -98,25 +103,50 @@ def pack16(rows):
 
 
 @triton.jit
-def split_lanes(v, V: tl.constexpr):
-    """[32 * V] -> tuple of V vectors [32]; lane i of part s holds element i * V + s."""
-    if V == 1:
-        return (v,)
-    elif V == 2:
-        return tl.split(tl.reshape(v, [32, 2]))
-    else:
-        lo, hi = tl.split(tl.reshape(v, [32, 2, 2]))
-        a, c = tl.split(lo)
-        b, d = tl.split(hi)
-        return (a, b, c, d)
+def reverse(rows):
+    """The tuple, last entry first."""
+    out = ()
+    for i in tl.static_range(len(rows)):
+        out = out + (rows[len(rows) - 1 - i],)
+    return out
 
 
 @triton.jit
-def join_lanes(parts, V: tl.constexpr):
-    """Inverse of ``split_lanes``."""
-    if V == 1:
-        return parts[0]
-    elif V == 2:
-        return tl.reshape(tl.join(parts[0], parts[1]), [64])
+def row_selectors():
+    """For r in 0..7, a vector [32] that is 1.0 in lanes 4r .. 4r + 3: the constants of ``lane_sums_step``."""
+    lane = tl.arange(0, 32)
+    out = ()
+    for r in tl.static_range(8):
+        out = out + (tl.where(lane // 4 == r, 1.0, 0.0).to(tl.int32, bitcast=True),)
+    return out
+
+
+@triton.jit
+def lane_sums_step(sums, select, even, odd, pair: tl.constexpr):
+    """Add two tokens' vectors (tokens 2 pair and 2 pair + 1 of a tile) to the tile's running sums over lanes.
+
+    One tf32 tensor-core instruction takes the vectors straight from the registers in which they were computed. As its second
+    operand, lane l holds row l % 4 (``even``) and row 4 + l % 4 (``odd``) of column l // 4; the first operand has ones where
+    output row 2 pair meets rows 0..3 and where output row 2 pair + 1 meets rows 4..7. ``lane_sums`` adds the 8 columns.
+    """
+    zero = tl.zeros([32], tl.int32)
+    if pair < 4:
+        a0, a1, a2, a3 = select[2 * pair], zero, select[2 * pair + 1], zero
     else:
-        return tl.reshape(tl.join(tl.join(parts[0], parts[2]), tl.join(parts[1], parts[3])), [128])
+        a0, a1, a2, a3 = zero, select[2 * pair - 8], zero, select[2 * pair - 7]
+    return tl.inline_asm_elementwise(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
+        "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
+        [a0, a1, a2, a3, even.to(tl.int32, bitcast=True), odd.to(tl.int32, bitcast=True), sums[0], sums[1], sums[2], sums[3]],
+        dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def lane_sums(sums):
+    """The 16 sums over lanes, as a vector [16]."""
+    low = tl.sum(tl.reshape(sums[0] + sums[1], [8, 4]), 1)
+    high = tl.sum(tl.reshape(sums[2] + sums[3], [8, 4]), 1)
+    return tl.reshape(tl.trans(tl.join(low, high)), [16])

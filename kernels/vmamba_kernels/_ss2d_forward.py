@@ -3,12 +3,12 @@
 import triton
 import triton.language as tl
 
-from ._delta import load_weight, project
-from ._primitives import LN2, LOG2E, TABLE, ex2, join_lanes, softplus2, split_lanes, unpack16
-from ._walk import direction, walk_at, walk_next
+from ._delta import load_weight, tile_delta
+from ._primitives import LN2, LOG2E, TABLE, ex2, pack16, softplus2, spread16, unpack16
+from ._walk import direction, tile_positions
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch", "images", "L", "L_visits", "height", "width"])
 def ss2d_fwd_kernel_n1(
     x_ptr,  # [B, L, D], strides (x_sb, X_ROW, 1)
     proj_ptr,  # [B, L, K, R + 1 (+ 1)], contiguous
@@ -20,6 +20,8 @@ def ss2d_fwd_kernel_n1(
     states_ptr,  # [B, K, tiles, D]: state before each tile of 16 visits
     index_ptr,  # [K, L_visits], only for ORDER == TABLE
     x_sb,
+    batch,
+    images,  # images that one program walks, one after the other; divides the batch
     L,
     L_visits,
     height,
@@ -29,139 +31,121 @@ def ss2d_fwd_kernel_n1(
     K: tl.constexpr,
     R: tl.constexpr,
     KR: tl.constexpr,  # R rounded up to a power of two, at least 16
-    V: tl.constexpr,  # channels per lane
+    SUB: tl.constexpr,  # blocks of 32 channels per program
     ORDER: tl.constexpr,
     HAS_C: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     SAVE: tl.constexpr,
     EVEN: tl.constexpr,  # L_visits is a multiple of 16
+    STAGES: tl.constexpr,  # depth of the software pipeline over tiles
     PRECISE: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    BD: tl.constexpr = 32 * V
-    BLOCKS: tl.constexpr = (D + BD - 1) // BD
-    WHOLE: tl.constexpr = D % BD == 0
+    BLOCKS: tl.constexpr = (D + 32 * SUB - 1) // (32 * SUB)
+    FULL: tl.constexpr = EVEN and ORDER != TABLE  # no padding slots and no incomplete tile
+    WHOLE: tl.constexpr = D % (32 * SUB) == 0
     P: tl.constexpr = R + 1 + HAS_C
 
     pid = tl.program_id(0)
     k = pid % K
     block = pid // K % BLOCKS
-    b = (pid // (K * BLOCKS)).to(tl.int64)
+    group = pid // (K * BLOCKS)
 
     step, mirror = direction(k, K, L, width, ORDER)
     sign = 1 - 2 * mirror
-    d = block * BD + tl.arange(0, BD)
-    d_ok = d < D
-    lane_d = block * BD + tl.arange(0, 32) * V  # first channel of a lane
-
     off = mirror * (L - 1)  # natural position of walk position q is off + sign * q
-    x_base = x_ptr + b * x_sb + d
-    y_base = y_ptr + (b * K + k) * L * D + d
-    proj_base = proj_ptr + b * L * (K * P) + k * P
+    d0 = block * (32 * SUB) + tl.arange(0, 32)
+    tiles = tl.cdiv(L_visits, 16)
+    proj_k = proj_ptr + k * P
+    walk = index_ptr
+    if ORDER == TABLE:
+        walk = index_ptr + k * L_visits
 
     a_nat = ()
     skip = ()
     w_hi = ()
     w_lo = ()
     bias = ()
+    h = ()
     r = tl.arange(0, KR)
-    for s in tl.static_range(V):
-        ds = lane_d + s
-        ok = ds < D
-        a_nat = a_nat + (-ex2(tl.load(a_log_ptr + k * D + ds, mask=ok, other=0.0) * LOG2E, FAST),)
+    weight = dt_weight_ptr + k * D * R
+    for s in tl.static_range(SUB):
+        d = d0 + 32 * s
+        ok = d < D
+        a_nat = a_nat + (-ex2(tl.load(a_log_ptr + k * D + d, mask=ok, other=0.0) * LOG2E, FAST),)
         if HAS_SKIP:
-            skip = skip + (tl.load(d_skip_ptr + k * D + ds, mask=ok, other=0.0),)
-        hi, lo = load_weight(
-            dt_weight_ptr + k * D * R, ds[None, :], r[:, None], ok[None, :], R, proj_ptr.dtype.element_ty
-        )
+            skip = skip + (tl.load(d_skip_ptr + k * D + d, mask=ok, other=0.0),)
+        hi, lo = load_weight(weight, d[None, :], r[:, None], ok[None, :], R, proj_ptr.dtype.element_ty)
         w_hi = w_hi + (hi,)
         w_lo = w_lo + (lo,)
         if HAS_BIAS:
-            bs = tl.load(dt_bias_ptr + k * D + ds, mask=ok, other=0.0) * LOG2E
+            bs = tl.load(dt_bias_ptr + k * D + d, mask=ok, other=0.0) * LOG2E
         else:
             bs = tl.zeros([32], tl.float32)
         bias = bias + (bs,)
-
-    h = ()
-    for _ in tl.static_range(V):
         h = h + (tl.zeros([32], tl.float32),)
+
     tile_t = tl.arange(0, 16)
-    tiles = tl.cdiv(L_visits, 16)
-    state_at = states_ptr + (b * K + k) * tiles * D + d
+    b = (group * images).to(tl.int64)
+    p, ok_t = tile_positions(tile_t, walk, L_visits, step, off, sign, L, height, ORDER)
+    z2, bc = tile_delta(proj_k + b * L * (K * P), p, ok_t, w_hi, w_lo, bias, R, KR, K * P, HAS_C, SUB, FULL, FAST)[1:]
+    for i in tl.range(0, images * tiles, num_stages=STAGES):
+        tile = i % tiles
+        at = p[:, None].to(tl.int64)
+        x_tiles = ()
+        for s in tl.static_range(SUB):
+            d = d0 + 32 * s
+            x_at = x_ptr + b * x_sb + at * X_ROW + d[None, :]
+            if FULL and WHOLE:
+                x_tile = tl.load(x_at)
+            else:
+                x_tile = tl.load(x_at, mask=ok_t[:, None] & (d < D)[None, :], other=0.0)
+            x_tiles = x_tiles + (unpack16(x_tile),)
+        b_t, c_t = tl.split(bc.to(tl.float32))
+        b_s = spread16(b_t * LN2, 32)
+        c_s = spread16(c_t, 32)
 
-    for tile in range(0, tiles):
-        j0 = tile * 16
-        if SAVE:
-            tl.store(state_at, join_lanes(h, V), mask=d_ok)
-            state_at += D
-
-        if ORDER == TABLE:
-            q_tile = tl.load(index_ptr + k * L_visits + j0 + tile_t, mask=j0 + tile_t < L_visits, other=-1)
-            row_ok = q_tile >= 0
-            q_tile = tl.maximum(q_tile, 0)
-        else:
-            q_tile = walk_at(j0 + tile_t, step, L, height, ORDER)
-            row_ok = tile_t >= 0
-        p_tile = (off + sign * q_tile).to(tl.int64)
-        factors = tl.load(
-            proj_base + (p_tile * (K * P))[:, None] + r[None, :],
-            mask=row_ok[:, None] & (r < R)[None, :],
-            other=0.0,
+        # the next tile's delta, so that its latency hides behind this tile's recurrence
+        b_next = tl.minimum((group * images + (i + 1) // tiles).to(tl.int64), batch - 1)
+        p_next, ok_next = tile_positions(
+            (i + 1) % tiles * 16 + tile_t, walk, L_visits, step, off, sign, L, height, ORDER
         )
-        z2 = ()
-        for s in tl.static_range(V):
-            bias_tile = tl.zeros([16, 32], tl.float32) + bias[s][None, :]
-            z2 = z2 + (unpack16(project(factors, w_hi[s], w_lo[s], bias_tile, FAST)),)
+        z2_next, bc_next = tile_delta(
+            proj_k + b_next * L * (K * P), p_next, ok_next, w_hi, w_lo, bias, R, KR, K * P, HAS_C, SUB, FULL, FAST
+        )[1:]
 
-        q = walk_at(j0, step, L, height, ORDER)
-        for t in tl.static_range(16):
-            if ORDER == TABLE:
-                q = tl.load(index_ptr + k * L_visits + j0 + t, mask=j0 + t < L_visits, other=-1)
-                ok_t = q >= 0
-                q = tl.maximum(q, 0)
-            else:
-                ok_t = j0 + t < L_visits
-            p64 = (off + sign * q).to(tl.int64)
-            x_at = x_base + p64 * X_ROW
-            p_at = proj_base + p64 * (K * P) + R
-            y_at = y_base + p64 * D
-            if ORDER == TABLE:
-                xt = tl.load(x_at, mask=d_ok & ok_t, other=0.0)
-                b_t = tl.load(p_at, mask=ok_t, other=0.0).to(tl.float32) * LN2
-                if HAS_C:
-                    c_t = tl.load(p_at + 1, mask=ok_t, other=0.0).to(tl.float32)
-            else:
+        new_h = ()
+        for s in tl.static_range(SUB):
+            d = d0 + 32 * s
+            hs = tl.where(tile == 0, 0.0, h[s])
+            if SAVE:
+                state_at = states_ptr + ((b * K + k) * tiles + tile) * D + d
                 if WHOLE:
-                    xt = tl.load(x_at)
+                    tl.store(state_at, hs)
                 else:
-                    xt = tl.load(x_at, mask=d_ok, other=0.0)
-                b_t = tl.load(p_at).to(tl.float32) * LN2
-                if HAS_C:
-                    c_t = tl.load(p_at + 1).to(tl.float32)
-            xs = split_lanes(xt.to(tl.float32), V)
-
-            new_h = ()
+                    tl.store(state_at, hs, mask=d < D)
             ys = ()
-            for s in tl.static_range(V):
+            for t in tl.static_range(16):
+                x = x_tiles[s][t].to(tl.float32)
                 delta2 = softplus2(z2[s][t], FAST, PRECISE)
-                hs = ex2(a_nat[s] * delta2, FAST) * h[s] + b_t * (delta2 * xs[s])
-                new_h = new_h + (hs,)
+                hs = ex2(a_nat[s] * delta2, FAST) * hs + b_s[t] * (delta2 * x)
                 if HAS_C:
-                    ys_s = c_t * hs
+                    y = c_s[t] * hs
                 else:
-                    ys_s = hs
+                    y = hs
                 if HAS_SKIP:
-                    ys_s = ys_s + skip[s] * xs[s]
-                ys = ys + (ys_s,)
-            h = new_h
-            yt = join_lanes(ys, V).to(y_ptr.dtype.element_ty)
-            if EVEN and ORDER != TABLE:
-                if WHOLE:
-                    tl.store(y_at, yt)
-                else:
-                    tl.store(y_at, yt, mask=d_ok)
+                    y = y + skip[s] * x
+                ys = ys + (y.to(y_ptr.dtype.element_ty),)
+            new_h = new_h + (hs,)
+            y_at = y_ptr + (b * K + k) * L * D + at * D + d[None, :]
+            if FULL and WHOLE:
+                tl.store(y_at, tl.trans(pack16(ys)))
             else:
-                tl.store(y_at, yt, mask=d_ok & ok_t)
-            if ORDER != TABLE:
-                q = walk_next(q, step, L)
+                tl.store(y_at, tl.trans(pack16(ys)), mask=ok_t[:, None] & (d < D)[None, :])
+        h = new_h
+        z2 = z2_next
+        bc = bc_next
+        p = p_next
+        ok_t = ok_next
+        b = b_next

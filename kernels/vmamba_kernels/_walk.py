@@ -37,7 +37,13 @@ def walk_at(j, step, L, height, ORDER: tl.constexpr):
 
 
 @triton.jit
-def walk_next(q, step, L):
-    """Forward walk position of the visit after q."""
-    q = q + step
-    return tl.where(q >= L, q - tl.maximum(L - 1, 1), q)
+def tile_positions(j, index_ptr, L_visits, step, off, sign, L, height, ORDER: tl.constexpr):
+    """Natural positions (always valid) of the visits j, and which of them are tokens."""
+    if ORDER == TABLE:
+        q = tl.load(index_ptr + j, mask=j < L_visits, other=-1)
+        ok = q >= 0
+        p = tl.maximum(q, 0)
+    else:
+        ok = j < L_visits
+        p = off + sign * walk_at(j, step, L, height, ORDER)
+    return p, ok

@@ -9,21 +9,14 @@ from typing import NamedTuple
 class Config(NamedTuple):
     """How a scan kernel is laid out."""
 
-    lanes: int  # channels per lane (V): 1, 2 or 4
+    blocks: int  # blocks of 32 channels per program
+    stages: int  # depth of the load pipeline
     registers: int | None = None  # cap per thread; None leaves it to the compiler
 
 
 # (kernel, D) -> Config, measured on H200 (sm_90); sm_80 has the same register file and uses the same rows
 _TABLE: dict[tuple[str, int], Config] = {}
-
-
-def widest_lanes(D: int, most: int) -> int:
-    """Channels per lane: the widest of 1, 2, 4 up to ``most`` that leaves no more lanes idle than one channel per lane does."""
-    best = 1
-    for v in (2, 4):
-        if v <= most and -(-D // (32 * v)) * v <= -(-D // 32):
-            best = v
-    return best
+_PROGRAMS = 132 * 24  # enough one-warp programs to fill a large GPU; with more, a program takes several images
 
 
 def config(kernel: str, D: int) -> Config:
@@ -31,4 +24,13 @@ def config(kernel: str, D: int) -> Config:
     found = _TABLE.get((kernel, D))
     if found:
         return found
-    return Config(widest_lanes(D, 2 if kernel == "ss2d_fwd" else 1))
+    return Config(1, 3)
+
+
+def images_per_program(batch: int, programs_per_image: int) -> int:
+    """How many images one program takes: a divisor of the batch that leaves enough programs to fill the device.
+
+    More images per program amortise the loading of weights and shrink the partial sums of the weight gradients.
+    """
+    most = max(1, batch * programs_per_image // _PROGRAMS)
+    return max(n for n in range(1, most + 1) if batch % n == 0)

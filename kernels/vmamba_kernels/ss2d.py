@@ -144,12 +144,14 @@ def ss2d_forward(
     tiles = -(-p.visits // TILE)
     states = _launch.empty((p.B, p.K, tiles, p.D), dtype=torch.float32, device=x.device) if save_states else None
     if y.numel():
-        V, registers = configs.config("ss2d_fwd", p.D)
-        grid = (p.B * -(-p.D // (32 * V)) * p.K,)
+        sub, stages, registers = configs.config("ss2d_fwd", p.D)
+        per_image = -(-p.D // (32 * sub)) * p.K
+        images = configs.images_per_program(p.B, per_image)
+        grid = (p.B // images * per_image,)
         ss2d_fwd_kernel_n1[grid](
             x, proj, dt_weight.contiguous(), dt_bias, A_log.contiguous(), D_skip, y, states, index,
-            x.stride(0), p.L, p.visits, p.height, p.width,
-            X_ROW=x.stride(1), D=p.D, K=p.K, R=p.R, KR=pow2(p.R), V=V, ORDER=p.order,
+            x.stride(0), p.B, images, p.L, p.visits, p.height, p.width,
+            X_ROW=x.stride(1), D=p.D, K=p.K, R=p.R, KR=pow2(p.R), SUB=sub, STAGES=stages, ORDER=p.order,
             HAS_C=p.has_c, HAS_BIAS=dt_bias is not None, HAS_SKIP=D_skip is not None, SAVE=save_states,
             EVEN=p.visits % TILE == 0, PRECISE=x.dtype == torch.float32, FAST=fast_math(), num_warps=1, maxnreg=registers,
         )  # fmt: skip
@@ -198,21 +200,23 @@ def ss2d_backward(
     tiles = -(-p.visits // TILE)
     check_shape("states", states, (p.B, p.K, tiles, p.D), "(B, K, tiles, D)")
     x, proj, dy = rows_contiguous(x), proj.contiguous(), rows_contiguous(dy)
-    V, registers = configs.config("ss2d_bwd", p.D)
-    blocks = -(-p.D // (32 * V))
+    _, stages, registers = configs.config("ss2d_bwd", p.D)
+    blocks = -(-p.D // 32)
+    images = configs.images_per_program(p.B, blocks * p.K)
+    groups = p.B // images
     dx = _output(p, _launch.accumulator_dtype(x.dtype), x.device, index_covers)
     make = _launch.empty if p.order != _TABLE or index_covers else torch.zeros
     dproj = make((blocks, *proj.shape), dtype=torch.float32, device=x.device)
-    dweight = _launch.empty((p.B, p.K, p.D, p.R), dtype=torch.float32, device=x.device)
-    dvec = _launch.empty((p.B, 3, p.K, p.D), dtype=torch.float32, device=x.device)
+    dweight = _launch.empty((groups, p.K, p.D, p.R), dtype=torch.float32, device=x.device)
+    dvec = _launch.empty((groups, 3, p.K, p.D), dtype=torch.float32, device=x.device)
     if dx.numel():
-        ss2d_bwd_kernel_n1[(p.B * blocks * p.K,)](
+        ss2d_bwd_kernel_n1[(groups * blocks * p.K,)](
             dy, x, proj, dt_weight.contiguous(), dt_bias, A_log.contiguous(), D_skip, states,
             dx, dproj, dweight, dvec, index,
-            x.stride(0), dy.stride(0), 0 if merged else dy.stride(1), p.B, p.L, p.visits, p.height, p.width,
-            X_ROW=x.stride(1), DY_ROW=dy.stride(-2), D=p.D, K=p.K, R=p.R, KR=pow2(p.R), KP=pow2(proj.shape[3]), V=V,
+            x.stride(0), dy.stride(0), 0 if merged else dy.stride(1), p.B, images, p.L, p.visits, p.height, p.width,
+            X_ROW=x.stride(1), DY_ROW=dy.stride(-2), D=p.D, K=p.K, R=p.R, KR=pow2(p.R), STAGES=stages,
             ORDER=p.order, HAS_C=p.has_c, HAS_BIAS=dt_bias is not None, HAS_SKIP=D_skip is not None,
-            PRECISE=x.dtype == torch.float32, FAST=fast_math(), num_warps=1, maxnreg=registers,
+            EVEN=p.visits % TILE == 0, PRECISE=x.dtype == torch.float32, FAST=fast_math(), num_warps=1, maxnreg=registers,
         )  # fmt: skip
     vec = dvec.sum(0)
     return SS2DGradients(
