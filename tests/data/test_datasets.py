@@ -30,6 +30,12 @@ def test_class_map_orders_the_classes(folder):
     assert [label for _, label in dataset] == [1, 0]
 
 
+def test_class_map_file_chooses_classes(folder):
+    (folder / "map.txt").write_text("bee\n")
+    dataset = create_dataset("", str(folder), "train", class_map=str(folder / "map.txt"))
+    assert (class_names(dataset), len(dataset), dataset[0][1]) == (["bee"], 1, 0)
+
+
 def test_folder_that_the_class_map_lacks(folder):
     with pytest.raises(UserError, match=r"class folder .*bee is not among the 2 known classes; near names: been"):
         create_dataset("", str(folder), "val", class_map={"ant": 0, "been": 1})

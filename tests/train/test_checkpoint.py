@@ -56,7 +56,7 @@ class Evil:
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
 def test_pickled_objects_are_not_loaded(tmp_path, name):
-    (tmp_path / name).write_bytes(pickle.dumps({"a": Evil()}))
+    (tmp_path / name).write_bytes(pickle.dumps({"a": Evil()}, protocol=2))
     with pytest.raises(UserError, match=r"checkpoint .*/w\."):
         load_weights(tmp_path / name)
 

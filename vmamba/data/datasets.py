@@ -101,7 +101,8 @@ def create_dataset(
         root: folder of the dataset. For image folders it holds one folder a split, or is the split itself.
         split: name of the split.
         is_training: shuffle iterable datasets.
-        class_map: class name -> index, or a text file with one class name a line; for folders.
+        class_map: for folders. A dict class name -> index must name every folder; a text file with one class
+            name a line may choose some of them.
         input_img_mode: PIL mode the images are converted to.
         **kwargs: passed to `timm.data.create_dataset`.
 
@@ -150,6 +151,8 @@ def _check_folder(reader: Any, class_map: str | dict[str, int] | None) -> None:
         folder = Path(path)
         if folders or folder.name.startswith(".") or folder == root:
             continue
+        if folder.name not in reader.class_to_idx and isinstance(class_map, str) and class_map:
+            continue    # a class map file may choose some of the classes, as it does in timm
         if class_map and folder.name not in reader.class_to_idx:
             raise UserError(f"class folder {folder} is not among the {len(reader.class_to_idx)} known classes"
                             + near_names(folder.name, reader.class_to_idx))

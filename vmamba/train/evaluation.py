@@ -70,6 +70,7 @@ def evaluate(
     }, compute_groups=False).to(device)
     loss = metrics.MeanMetric().to(device)
     count = metrics.SumMetric().to(device)
+    count.update(0)
     confusion = None
     if num_classes <= MAX_CONFUSION_CLASSES:
         confusion = metrics.ConfusionMatrix("multiclass", num_classes=num_classes).to(device)

@@ -1,61 +1,27 @@
-"""The command behind tools/train.py: builds everything the options ask for, trains, and reports."""
+"""The command behind tools/train.py: trains what the options ask for, saves each epoch, and reports."""
 import argparse
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import ClassificationTask
-from timm.utils import NativeScaler, distribute_bn, init_distributed_device, trim_summary, unwrap_model, update_summary
-from torch import nn
+from timm.utils import distribute_bn, init_distributed_device, trim_summary, unwrap_model, update_summary
 
-from ..data import class_names, create_dataset, create_eval_loader, create_train_loader, dataset_errors
-from ..data.loaders import create_mixup
-from ..errors import UserError, near_names, tool
+from ..errors import UserError, tool
 from .arguments import parse_train_arguments
-from .checkpoint import Description, load_state, load_weights, save_state, save_weights
+from .build import Run, build_run
+from .checkpoint import load_state, save_state, save_weights
 from .config import dump_config
 from .evaluation import Evaluation, evaluate
-from .loop import Optimisation, create_autocast, seed_epoch, train_one_epoch
-from .model import build_classifier, data_config_for, model_arguments
+from .loop import create_autocast, seed_epoch, train_one_epoch
 from .reports import next_commands, plot_confusion, plot_curves, write_confusion
 from .run_directory import RunDirectory, atomic_path, check_writable
 
 __all__ = ["main"]
-
-
-@dataclass
-class Run:
-    """Everything a training run consists of.
-
-    Attributes:
-        args: the resolved options; `world_size`, `rank`, `device` and `distributed` included.
-        directory: where the run leaves its files.
-        task: model, loss and EMA.
-        optimisation: optimiser, schedule, loss scaler.
-        train_loader, eval_loader: the two splits.
-        description: what the checkpoints say about the model.
-        epoch: epochs trained so far.
-        epochs: epochs of the whole schedule, warm-up prefix and cool-down included.
-        best: best validation top-1 so far, percent.
-    """
-
-    args: argparse.Namespace
-    directory: RunDirectory
-    task: ClassificationTask
-    optimisation: Optimisation
-    train_loader: Any
-    eval_loader: Any
-    description: Description
-    epoch: int = 0
-    epochs: int = 0
-    best: float = -1.0
 
 
 @tool
@@ -76,7 +42,7 @@ def main(argv: Sequence[str] | None = None, recipes: Path | None = None) -> int:
         torch.set_num_threads(args.threads)
     device = _init_device(args)
     try:
-        run = _build(args, directory, device)
+        run = build_run(args, directory, device)
         if args.resume:
             _restore(run)
         _train(run, options, create_autocast(args, device))
@@ -93,7 +59,9 @@ def main(argv: Sequence[str] | None = None, recipes: Path | None = None) -> int:
 def _run_directory(args: argparse.Namespace) -> RunDirectory:
     """Chooses the run directory and refuses one that holds another run."""
     if args.resume:
-        return RunDirectory(args.resume).existing()
+        directory = RunDirectory(args.resume).existing()
+        check_writable(directory.path)
+        return directory
     name = args.experiment or f"{time.strftime('%Y%m%d-%H%M%S')}-{(args.model or 'model').replace('/', '_')}"
     if Path(name).name != name or name in (".", ".."):
         raise UserError(f"--experiment is a folder name inside --output, not a path: {name!r}")
@@ -112,102 +80,6 @@ def _init_device(args: argparse.Namespace) -> torch.device:
         return init_distributed_device(args)
     except (AssertionError, RuntimeError) as error:
         raise UserError(f"cannot use --device {args.device}: {error}") from error
-
-
-def _build(args: argparse.Namespace, directory: RunDirectory, device: torch.device) -> Run:
-    """Builds datasets, model, loaders and optimisation; writes nothing."""
-    if not args.model:
-        raise UserError("no model: give --model NAME")
-    seed_epoch(args.seed, -1, args.rank)
-    train_set, eval_set, names = _create_datasets(args)
-    num_classes = args.num_classes or (len(names) if names else None)
-    if names and num_classes and num_classes < len(names):
-        raise UserError(f"--num-classes {num_classes} is too small: the data has {len(names)} classes")
-    channels = args.input_size[0] if args.input_size else args.in_chans
-    weights = load_weights(args.initial_checkpoint)[0] if args.initial_checkpoint else None
-    model = build_classifier(
-        args.model, num_classes=num_classes, in_chans=channels, pretrained=args.pretrained, weights=weights,
-        weights_from=args.initial_checkpoint or "", **model_arguments(args))
-    data_config = data_config_for(model, args)
-    num_classes = model.num_classes
-    names = [*(names or []), *map(str, range(len(names or []), num_classes))]
-    kept = {key: value for key, value in model_arguments(args).items() if key not in ("drop_rate", "drop_path_rate")}
-    description = Description(args.model, num_classes, data_config["input_size"][0], kept, names, data_config,
-                              args.dataset)
-
-    mixup = create_mixup(args, num_classes)
-    with dataset_errors("cannot build the training loader"):
-        train_loader = create_train_loader(train_set, args, data_config, device, mixup)
-    eval_loader = create_eval_loader(
-        eval_set, data_config, device, batch_size=args.validation_batch_size or args.batch_size,
-        workers=args.workers, distributed=args.distributed)
-    task = _create_task(args, model, device, soft_targets=mixup is not None)
-    optimisation, epochs = _create_optimisation(args, model, len(train_loader))
-    if args.distributed:
-        task.prepare_distributed(device_ids=[device] if device.type == "cuda" else None)
-    return Run(args, directory, task, optimisation, train_loader, eval_loader, description, epochs=epochs)
-
-
-def _create_datasets(args: argparse.Namespace) -> tuple[Any, Any, list[str] | None]:
-    """Opens both splits, the validation split with the training split's classes."""
-    channels = args.input_size[0] if args.input_size else (args.in_chans or 3)
-    shared = {"input_img_mode": args.input_img_mode or ("L" if channels == 1 else "RGB"),
-              "download": args.dataset_download, "batch_size": args.batch_size, "seed": args.seed,
-              "input_key": args.input_key, "target_key": args.target_key}
-    train_set = create_dataset(args.dataset, args.data_dir, args.train_split, is_training=True,
-                               class_map=args.class_map or None, **shared)
-    names = class_names(train_set)
-    class_map: Any = args.class_map or None
-    if not args.dataset and not class_map and names:
-        class_map = {name: index for index, name in enumerate(names)}
-    eval_set = create_dataset(args.dataset, args.data_dir, args.val_split, class_map=class_map, **shared)
-    train_root, eval_root = (Path(getattr(getattr(dataset, "reader", None), "root", None) or ".")
-                             for dataset in (train_set, eval_set))
-    # timm takes the whole folder for a split it does not find, training images included
-    if not args.dataset and (train_root.is_relative_to(eval_root) or eval_root.is_relative_to(train_root)):
-        raise UserError(f"{args.data_dir} has no folders for both splits: it needs {args.train_split}/ and "
-                        f"{args.val_split}/ (or val/), each with one folder a class")
-    return train_set, eval_set, names
-
-
-def _create_task(
-    args: argparse.Namespace, model: Any, device: torch.device, soft_targets: bool
-) -> ClassificationTask:
-    """Moves the model to its device and wraps it with its loss and, if asked for, its average."""
-    if args.grad_checkpointing:
-        try:
-            model.set_grad_checkpointing(True)
-        except (AssertionError, AttributeError) as error:
-            raise UserError(f"{args.model} has no gradient checkpointing") from error
-    model.to(device)
-    if args.channels_last:
-        model.to(memory_format=torch.channels_last)
-    criterion = {"loss_type": args.loss, "smoothing": args.smoothing, "soft_targets": soft_targets}
-    task = ClassificationTask(model, criterion_kwargs=criterion, device=device, verbose=False)
-    if args.model_ema:
-        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
-    return task
-
-
-def _create_optimisation(
-    args: argparse.Namespace, model: nn.Module, batches: int
-) -> tuple[Optimisation, int]:
-    """Creates optimiser, schedule and loss scaler; returns them and the epochs of the whole schedule."""
-    if args.lr is None:
-        ratio = args.batch_size * args.world_size * args.grad_accum_steps / args.lr_base_size
-        args.lr = args.lr_base * (ratio if args.lr_base_scale == "linear" else ratio**0.5)
-    try:
-        optimizer = create_optimizer_v2(model, **{**optimizer_kwargs(args), **args.opt_kwargs})
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        known = [str(name) for name in list_optimizers()]
-        near = near_names(args.opt, known) if args.opt not in known else ""
-        raise UserError(f"cannot create optimiser {args.opt}: {error}{near}") from error
-    updates = -(-batches // args.grad_accum_steps)
-    scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)
-    needs_scaler = args.amp and args.amp_dtype == "float16"
-    scaler = NativeScaler(device=torch.device(args.device).type) if needs_scaler else None
-    scheduler.step_update(0)
-    return Optimisation(optimizer, scheduler, scaler), int(epochs)
 
 
 def _restore(run: Run) -> None:
