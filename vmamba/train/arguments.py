@@ -19,11 +19,18 @@ __all__ = ["Parser", "add_data_arguments", "add_device_arguments", "add_model_ar
 _Bool = argparse.BooleanOptionalAction
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, "", False, {}) else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` whose errors are `UserError`s: one line, without the usage text."""
 
     def __init__(self, **kwargs: Any):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Raises a `UserError` with argparse's message."""
@@ -79,7 +86,8 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentG
 
 def train_parser() -> Parser:
     """Returns the parser of tools/train.py."""
-    parser = Parser(description="Train an image classifier. With no arguments: vmamba_nano on the bundled digits.")
+    parser = Parser(usage="%(prog)s [options]",
+                    description="Train an image classifier. With no arguments: vmamba_nano on the bundled digits.")
     parser.add_argument("-c", "--config", metavar="FILE", help="YAML file of the options below; flags override it")
     _extend_data(add_data_arguments(parser))
     _extend_model(add_model_arguments(parser))

@@ -45,7 +45,8 @@ class Prediction:
 
 
 def _parser() -> Parser:
-    parser = Parser(description="Classify image files, or all images in folders and their subfolders.")
+    parser = Parser(usage="%(prog)s IMAGE_OR_FOLDER ... [options]",
+                    description="Classify image files, or all images in folders and their subfolders.")
     parser.add_argument("inputs", nargs="+", metavar="IMAGE_OR_FOLDER", help="image files and folders")
     checkpoint_arguments(parser)
     add_model_arguments(parser)

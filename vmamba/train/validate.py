@@ -47,7 +47,8 @@ def table_format(path: str | None, given: str | None = None) -> str:
 
 
 def _parser() -> Parser:
-    parser = Parser(description="Evaluate a classifier: loss, top-1 and top-5 accuracy on a split.")
+    parser = Parser(usage="%(prog)s [options]",
+                    description="Evaluate a classifier: loss, top-1 and top-5 accuracy on a split.")
     checkpoint_arguments(parser)
     group = add_data_arguments(parser)
     group.add_argument("--split", default="validation", metavar="NAME", help="split to evaluate")
