@@ -20,7 +20,7 @@ def load_weight(dt_weight, d, r, d_ok, R: tl.constexpr, dtype: tl.constexpr):
 
 @triton.jit
 def project(factors, hi, lo, bias, FAST: tl.constexpr):
-    """[16, KR] x [KR, 32] + bias [16, 32] in fp32."""
+    """[16, 16] x [16, 32] + bias [16, 32] in fp32."""
     if not FAST:  # the interpreter's product of bfloat16 operands is wrong; products of their fp32 values are the same
         factors, hi, lo = factors.to(tl.float32), hi.to(tl.float32), lo.to(tl.float32)
         return tl.dot(factors, lo, tl.dot(factors, hi, bias, input_precision="ieee"), input_precision="ieee")
@@ -31,26 +31,53 @@ def project(factors, hi, lo, bias, FAST: tl.constexpr):
 
 
 @triton.jit
-def tile_delta(
-    proj_base, p, ok_t, w_hi, w_lo, bias, R: tl.constexpr, KR: tl.constexpr, ROW: tl.constexpr, HAS_C: tl.constexpr,
-    SUB: tl.constexpr, FULL: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
-    """Factors [16, KR], pre-activations of delta in units of log 2 (SUB x 16 vectors [32]) and B, C [16, 2] at 16 positions.
+def load_weights(dt_weight, d, d_ok, R: tl.constexpr, dtype: tl.constexpr):
+    """``load_weight`` for the channels d, [16, 32] each, in chunks of 16 factors: a tuple of (high, low)."""
+    r = tl.arange(0, 16)
+    out = ()
+    for chunk in tl.static_range((R + 15) // 16):
+        out = out + (load_weight(dt_weight, d[None, :], r[:, None] + 16 * chunk, d_ok[None, :], R, dtype),)
+    return out
 
-    The factors' columns from R on hold what follows in memory; the weight is zero there.
+
+@triton.jit
+def tile_delta(
+    proj_base, p, ok_t, weights, biases, R: tl.constexpr, ROW: tl.constexpr, HAS_C: tl.constexpr,
+    SUB: tl.constexpr, PADDED: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """Delta's pre-activations in units of log 2 (SUB x 16 vectors [32]), first factors [16, 16] and B, C [16, 2] at 16 positions.
+
+    The factors' columns from R on may hold B and C; the weight is zero there. Only padding slots are masked: past the end of the
+    sequence the positions are valid, and what is computed there goes nowhere.
     """
     P: tl.constexpr = R + 1 + HAS_C
-    r = tl.arange(0, KR)
+    r = tl.arange(0, 16)
     two = tl.arange(0, 2)
     row = (proj_base + p.to(tl.int64) * ROW)[:, None]
-    if FULL:
-        factors = tl.load(row + r[None, :], mask=(r < P)[None, :], other=0.0)
-        bc = tl.load(row + R + two[None, :], mask=(two < 1 + HAS_C)[None, :], other=0.0)
-    else:
-        factors = tl.load(row + r[None, :], mask=ok_t[:, None] & (r < P)[None, :], other=0.0)
+    if PADDED:
         bc = tl.load(row + R + two[None, :], mask=ok_t[:, None] & (two < 1 + HAS_C)[None, :], other=0.0)
+    elif HAS_C:
+        bc = tl.load(row + R + two[None, :])
+    else:
+        bc = tl.load(row + R + two[None, :], mask=(two < 1)[None, :], other=0.0)
+    z = ()
+    for s in tl.static_range(SUB):
+        z = z + (tl.zeros([16, 32], tl.float32) + biases[s][None, :],)
+    factors = ()
+    for chunk in tl.static_range((R + 15) // 16):
+        c = r + 16 * chunk
+        if PADDED:
+            tile = tl.load(row + c[None, :], mask=ok_t[:, None] & (c < P)[None, :], other=0.0)
+        elif 16 * chunk + 16 <= P:
+            tile = tl.load(row + c[None, :])
+        else:
+            tile = tl.load(row + c[None, :], mask=(c < P)[None, :], other=0.0)
+        factors = factors + (tile,)
+        new_z = ()
+        for s in tl.static_range(SUB):
+            new_z = new_z + (project(tile, weights[s][chunk][0], weights[s][chunk][1], z[s], FAST),)
+        z = new_z
     z2 = ()
     for s in tl.static_range(SUB):
-        bias_tile = tl.zeros([16, 32], tl.float32) + bias[s][None, :]
-        z2 = z2 + (unpack16(project(factors, w_hi[s], w_lo[s], bias_tile, FAST)),)
-    return factors, z2, bc
+        z2 = z2 + (unpack16(z[s]),)
+    return z2, factors[0], bc

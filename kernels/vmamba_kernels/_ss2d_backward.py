@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ._delta import load_weight, tile_delta
+from ._delta import load_weights, tile_delta
 from ._primitives import (
     LN2,
     LOG2E,
@@ -21,7 +21,7 @@ from ._primitives import (
 from ._walk import direction, tile_positions
 
 
-@triton.jit(do_not_specialize=["batch", "images", "L", "L_visits", "height", "width"])
+@triton.jit(do_not_specialize=["batch", "images", "L", "L_visits", "height", "width", "reciprocal"])
 def ss2d_bwd_kernel_n1(
     dy_ptr,  # [B, L, D] or [B, K, L, D], strides (dy_sb, dy_sk, DY_ROW, 1)
     x_ptr,  # [B, L, D], strides (x_sb, X_ROW, 1)
@@ -32,8 +32,8 @@ def ss2d_bwd_kernel_n1(
     d_skip_ptr,  # [K, D]
     states_ptr,  # [B, K, tiles, D]: state before each tile of 16 visits
     dx_ptr,  # [B, K, L, D]
-    dproj_ptr,  # [blocks, B, L, K, P] fp32
-    dweight_ptr,  # [B / images, K, D, R] fp32
+    dproj_ptr,  # [blocks, B, L, K, P] fp32; with KEEP_DZ only the columns of B and C
+    dweight_ptr,  # [B / images, K, D, R] fp32; with KEEP_DZ the gradient to delta's pre-activation, [K, B, L, D]
     dvec_ptr,  # [B / images, 3, K, D] fp32: dt_bias, A_log, D_skip
     index_ptr,  # [K, L_visits], only for ORDER == TABLE
     x_sb,
@@ -45,18 +45,19 @@ def ss2d_bwd_kernel_n1(
     L_visits,
     height,
     width,
+    reciprocal,  # ceil(2**32 / height), as a uint32 in an int64
     X_ROW: tl.constexpr,
     DY_ROW: tl.constexpr,
     D: tl.constexpr,
     K: tl.constexpr,
     R: tl.constexpr,
-    KR: tl.constexpr,  # R rounded up to a power of two, at least 16
     ORDER: tl.constexpr,
     HAS_C: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     EVEN: tl.constexpr,  # L_visits is a multiple of 16
     STAGES: tl.constexpr,  # depth of the software pipeline over tiles
+    KEEP_DZ: tl.constexpr,  # R > 16: leave the products with the weight and the factors to matrix kernels
     PRECISE: tl.constexpr,
     FAST: tl.constexpr,
 ):
@@ -64,6 +65,9 @@ def ss2d_bwd_kernel_n1(
     FULL: tl.constexpr = EVEN and ORDER != TABLE  # no padding slots and no incomplete tile
     WHOLE: tl.constexpr = D % 32 == 0
     P: tl.constexpr = R + 1 + HAS_C
+    PADDED: tl.constexpr = ORDER == TABLE
+    SUMS: tl.constexpr = 1 + HAS_C if KEEP_DZ else P  # columns of dproj
+    FIRST: tl.constexpr = 0 if KEEP_DZ else R  # where those of B and C begin
     # operands of the products with the weight: bfloat16 rounds at random by less than the gradients' own final rounding
     HALF: tl.constexpr = FAST and proj_ptr.dtype.element_ty == tl.bfloat16
     DOT_TYPE: tl.constexpr = tl.bfloat16 if HALF else tl.float32
@@ -76,8 +80,6 @@ def ss2d_bwd_kernel_n1(
     group = pid // (K * BLOCKS)
 
     step, mirror = direction(k, K, L, width, ORDER)
-    sign = 1 - 2 * mirror
-    off = mirror * (L - 1)  # natural position of walk position q is off + sign * q
     d = block * 32 + tl.arange(0, 32)
     d_ok = d < D
     tiles = tl.cdiv(L_visits, 16)
@@ -93,14 +95,15 @@ def ss2d_bwd_kernel_n1(
         bias = tl.load(dt_bias_ptr + k * D + d, mask=d_ok, other=0.0) * LOG2E
     else:
         bias = tl.zeros([32], tl.float32)
-    r = tl.arange(0, KR)
+    r = tl.arange(0, 16)
     weight = dt_weight_ptr + k * D * R
-    w_hi, w_lo = load_weight(weight, d[None, :], r[:, None], d_ok[None, :], R, proj_ptr.dtype.element_ty)
-    w_t, w_t_lo = load_weight(weight, d[None, :], r[:, None], d_ok[None, :], R, DOT_TYPE)
+    weights = load_weights(weight, d, d_ok, R, proj_ptr.dtype.element_ty)
+    if not KEEP_DZ:
+        w_t, w_t_lo = load_weights(weight, d, d_ok, R, DOT_TYPE)[0]
+        d_w = tl.zeros([32, 16], tl.float32)
     select = row_selectors()
 
     zero = tl.zeros([32], tl.float32)
-    d_w = tl.zeros([32, KR], tl.float32)
     d_bias = zero
     d_a = zero
     d_s = zero
@@ -110,9 +113,11 @@ def ss2d_bwd_kernel_n1(
     two = tl.arange(0, 2)
     b = (group * images).to(tl.int64)
     tile = tiles - 1
-    p, ok_t = tile_positions(tile * 16 + tile_t, walk, L_visits, step, off, sign, L, height, ORDER)
-    factors, z2, bc = tile_delta(proj_k + b * L * (K * P), p, ok_t, (w_hi,), (w_lo,), (bias,), R, KR, K * P, HAS_C, 1, FULL, FAST)
-    for i in tl.range(0, images * tiles, num_stages=STAGES):
+    p, ok_t = tile_positions(tile * 16 + tile_t, walk, L_visits, step, mirror, L, height, reciprocal, ORDER)
+    z2, factors, bc = tile_delta(
+        proj_k + b * L * (K * P), p, ok_t, (weights,), (bias,), R, K * P, HAS_C, 1, PADDED, FAST
+    )
+    for _ in tl.range(0, images * tiles, num_stages=STAGES):
         at = p[:, None].to(tl.int64)
         x_at = x_ptr + b * x_sb + at * X_ROW + d[None, :]
         dy_at = dy_ptr + b * dy_sb + k.to(tl.int64) * dy_sk + at * DY_ROW + d[None, :]
@@ -169,7 +174,7 @@ def ss2d_bwd_kernel_n1(
             # gradient to the pre-activation, times ln 2
             dz = ex2(z2[0][t] - dl, FAST) * (gb * x + (a_nat * LN2) * g_kept)
             dx_r = dx_r + (dx.to(dx_ptr.dtype.element_ty),)
-            dz_r = dz_r + (dz.to(DOT_TYPE),)
+            dz_r = dz_r + ((dz * LOG2E).to(dweight_ptr.dtype.element_ty) if KEEP_DZ else dz.to(DOT_TYPE),)
             carry = decay * g
             d_bias += dz
             d_a += g_kept * dl
@@ -180,12 +185,16 @@ def ss2d_bwd_kernel_n1(
 
         dx_tile = tl.trans(pack16(reverse(dx_r)))
         dx_at = dx_ptr + (b * K + k) * L * D + at * D + d[None, :]
-        # sums over the channels: to the factors a product with the weight, to B and C plain
-        dz_tile = pack16(reverse(dz_r))  # [32, 16]
-        acc = tl.dot(w_t, dz_tile, input_precision=DOT)  # [KR, 16]
-        if HALF:
-            acc = tl.dot(w_t_lo, dz_tile, acc)
-        d_w = tl.dot(dz_tile, factors.to(DOT_TYPE), d_w, input_precision=DOT)
+        if KEEP_DZ:
+            dz_at = dweight_ptr + ((k * batch + b) * L * D + at * D + d[None, :])
+            dz_tile = tl.trans(pack16(reverse(dz_r)))
+        else:
+            # sums over the channels: to the factors a product with the weight, to B and C plain
+            dz_tile = pack16(reverse(dz_r))  # [32, 16]
+            acc = tl.dot(w_t, dz_tile, input_precision=DOT)  # [16, 16], factors x visits
+            if HALF:
+                acc = tl.dot(w_t_lo, dz_tile, acc)
+            d_w = tl.dot(dz_tile, factors.to(DOT_TYPE), d_w, input_precision=DOT)
         if TENSOR_SUMS:
             db = lane_sums(sum_gv)
         else:
@@ -196,29 +205,38 @@ def ss2d_bwd_kernel_n1(
                 dc = lane_sums(sum_dyh)
             else:
                 dc = tl.sum(pack16(reverse(dyh_r)), 0)
-        d_row = dproj_ptr + ((block.to(tl.int64) * batch + b) * L + p) * (K * P) + k * P
+        d_row = dproj_ptr + ((block.to(tl.int64) * batch + b) * L + p) * (K * SUMS) + k * SUMS
         dbc = tl.join(db * LN2, dc)
         if FULL:
-            tl.store(d_row[None, :] + r[:, None], acc, mask=(r < R)[:, None])
-            tl.store(d_row[:, None] + R + two[None, :], dbc, mask=(two < 1 + HAS_C)[None, :])
+            tl.store(d_row[:, None] + FIRST + two[None, :], dbc, mask=(two < 1 + HAS_C)[None, :])
         else:
-            tl.store(d_row[None, :] + r[:, None], acc, mask=ok_t[None, :] & (r < R)[:, None])
-            tl.store(d_row[:, None] + R + two[None, :], dbc, mask=ok_t[:, None] & (two < 1 + HAS_C)[None, :])
+            tl.store(d_row[:, None] + FIRST + two[None, :], dbc, mask=ok_t[:, None] & (two < 1 + HAS_C)[None, :])
+        if not KEEP_DZ:
+            if FULL:
+                tl.store(d_row[None, :] + r[:, None], acc, mask=(r < R)[:, None])
+            else:
+                tl.store(d_row[None, :] + r[:, None], acc, mask=ok_t[None, :] & (r < R)[:, None])
         if FULL and WHOLE:
             tl.store(dx_at, dx_tile)
+            if KEEP_DZ:
+                tl.store(dz_at, dz_tile)
         else:
             tl.store(dx_at, dx_tile, mask=ok_t[:, None] & d_ok[None, :])
+            if KEEP_DZ:
+                tl.store(dz_at, dz_tile, mask=ok_t[:, None] & d_ok[None, :])
 
         # the next tile's delta, so that its latency hides behind this tile's arithmetic
-        b = (group * images + (i + 1) // tiles).to(tl.int64)
-        b = tl.minimum(b, batch - 1)
-        tile = tiles - 1 - (i + 1) % tiles
-        p, ok_t = tile_positions(tile * 16 + tile_t, walk, L_visits, step, off, sign, L, height, ORDER)
-        factors, z2, bc = tile_delta(proj_k + b * L * (K * P), p, ok_t, (w_hi,), (w_lo,), (bias,), R, KR, K * P, HAS_C, 1, FULL, FAST)
+        b = tl.minimum(b + tl.where(tile == 0, 1, 0), batch - 1)
+        tile = tl.where(tile == 0, tiles, tile) - 1
+        p, ok_t = tile_positions(tile * 16 + tile_t, walk, L_visits, step, mirror, L, height, reciprocal, ORDER)
+        z2, factors, bc = tile_delta(
+            proj_k + b * L * (K * P), p, ok_t, (weights,), (bias,), R, K * P, HAS_C, 1, PADDED, FAST
+        )
 
     at = (group * K + k).to(tl.int64) * D + d
     # dz was accumulated times ln 2
-    tl.store(dweight_ptr + at[:, None] * R + r[None, :], d_w * LOG2E, mask=d_ok[:, None] & (r < R)[None, :])
+    if not KEEP_DZ:
+        tl.store(dweight_ptr + at[:, None] * R + r[None, :], d_w * LOG2E, mask=d_ok[:, None] & (r < R)[None, :])
     out = dvec_ptr + (group.to(tl.int64) * 3 * K + k) * D + d
     tl.store(out, d_bias * LOG2E, mask=d_ok)
     tl.store(out + K * D, d_a * (a_nat * LN2), mask=d_ok)

@@ -3,12 +3,12 @@
 import triton
 import triton.language as tl
 
-from ._delta import load_weight, tile_delta
+from ._delta import load_weights, tile_delta
 from ._primitives import LN2, LOG2E, TABLE, ex2, pack16, softplus2, spread16, unpack16
 from ._walk import direction, tile_positions
 
 
-@triton.jit(do_not_specialize=["batch", "images", "L", "L_visits", "height", "width"])
+@triton.jit(do_not_specialize=["batch", "images", "L", "L_visits", "height", "width", "reciprocal"])
 def ss2d_fwd_kernel_n1(
     x_ptr,  # [B, L, D], strides (x_sb, X_ROW, 1)
     proj_ptr,  # [B, L, K, R + 1 (+ 1)], contiguous
@@ -26,11 +26,11 @@ def ss2d_fwd_kernel_n1(
     L_visits,
     height,
     width,
+    reciprocal,  # ceil(2**32 / height), as a uint32 in an int64
     X_ROW: tl.constexpr,
     D: tl.constexpr,
     K: tl.constexpr,
     R: tl.constexpr,
-    KR: tl.constexpr,  # R rounded up to a power of two, at least 16
     SUB: tl.constexpr,  # blocks of 32 channels per program
     ORDER: tl.constexpr,
     HAS_C: tl.constexpr,
@@ -53,8 +53,6 @@ def ss2d_fwd_kernel_n1(
     group = pid // (K * BLOCKS)
 
     step, mirror = direction(k, K, L, width, ORDER)
-    sign = 1 - 2 * mirror
-    off = mirror * (L - 1)  # natural position of walk position q is off + sign * q
     d0 = block * (32 * SUB) + tl.arange(0, 32)
     tiles = tl.cdiv(L_visits, 16)
     proj_k = proj_ptr + k * P
@@ -64,11 +62,9 @@ def ss2d_fwd_kernel_n1(
 
     a_nat = ()
     skip = ()
-    w_hi = ()
-    w_lo = ()
+    weights = ()
     bias = ()
     h = ()
-    r = tl.arange(0, KR)
     weight = dt_weight_ptr + k * D * R
     for s in tl.static_range(SUB):
         d = d0 + 32 * s
@@ -76,9 +72,7 @@ def ss2d_fwd_kernel_n1(
         a_nat = a_nat + (-ex2(tl.load(a_log_ptr + k * D + d, mask=ok, other=0.0) * LOG2E, FAST),)
         if HAS_SKIP:
             skip = skip + (tl.load(d_skip_ptr + k * D + d, mask=ok, other=0.0),)
-        hi, lo = load_weight(weight, d[None, :], r[:, None], ok[None, :], R, proj_ptr.dtype.element_ty)
-        w_hi = w_hi + (hi,)
-        w_lo = w_lo + (lo,)
+        weights = weights + (load_weights(weight, d, ok, R, proj_ptr.dtype.element_ty),)
         if HAS_BIAS:
             bs = tl.load(dt_bias_ptr + k * D + d, mask=ok, other=0.0) * LOG2E
         else:
@@ -88,10 +82,11 @@ def ss2d_fwd_kernel_n1(
 
     tile_t = tl.arange(0, 16)
     b = (group * images).to(tl.int64)
-    p, ok_t = tile_positions(tile_t, walk, L_visits, step, off, sign, L, height, ORDER)
-    z2, bc = tile_delta(proj_k + b * L * (K * P), p, ok_t, w_hi, w_lo, bias, R, KR, K * P, HAS_C, SUB, FULL, FAST)[1:]
-    for i in tl.range(0, images * tiles, num_stages=STAGES):
-        tile = i % tiles
+    p, ok_t = tile_positions(tile_t, walk, L_visits, step, mirror, L, height, reciprocal, ORDER)
+    PADDED: tl.constexpr = ORDER == TABLE
+    z2, _, bc = tile_delta(proj_k + b * L * (K * P), p, ok_t, weights, bias, R, K * P, HAS_C, SUB, PADDED, FAST)
+    tile = tl.zeros([], tl.int32)
+    for _ in tl.range(0, images * tiles, num_stages=STAGES):
         at = p[:, None].to(tl.int64)
         x_tiles = ()
         for s in tl.static_range(SUB):
@@ -107,13 +102,15 @@ def ss2d_fwd_kernel_n1(
         c_s = spread16(c_t, 32)
 
         # the next tile's delta, so that its latency hides behind this tile's recurrence
-        b_next = tl.minimum((group * images + (i + 1) // tiles).to(tl.int64), batch - 1)
+        last = tile == tiles - 1
+        tile_next = tl.where(last, 0, tile + 1)
+        b_next = tl.minimum(b + tl.where(last, 1, 0), batch - 1)
         p_next, ok_next = tile_positions(
-            (i + 1) % tiles * 16 + tile_t, walk, L_visits, step, off, sign, L, height, ORDER
+            tile_next * 16 + tile_t, walk, L_visits, step, mirror, L, height, reciprocal, ORDER
         )
-        z2_next, bc_next = tile_delta(
-            proj_k + b_next * L * (K * P), p_next, ok_next, w_hi, w_lo, bias, R, KR, K * P, HAS_C, SUB, FULL, FAST
-        )[1:]
+        z2_next, _, bc_next = tile_delta(
+            proj_k + b_next * L * (K * P), p_next, ok_next, weights, bias, R, K * P, HAS_C, SUB, PADDED, FAST
+        )
 
         new_h = ()
         for s in tl.static_range(SUB):
@@ -149,3 +146,4 @@ def ss2d_fwd_kernel_n1(
         p = p_next
         ok_t = ok_next
         b = b_next
+        tile = tile_next

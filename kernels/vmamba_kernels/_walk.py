@@ -1,8 +1,8 @@
-"""The order in which a direction visits the tokens, as index arithmetic on a forward walk ``q`` and a mirror.
+"""The order in which a direction visits the tokens, as index arithmetic.
 
-A direction visits natural position ``off + sign * q``, where ``q`` walks forward from 0: by 1 (row-major) or by ``width`` with a
-wrap at the end of a column (column-major); a reversed direction mirrors it. ``q`` stays inside [0, L) also past the end of the
-sequence, so that loads of a last, incomplete tile need no mask. A table direction reads its positions from memory.
+A closed-form direction walks row-major or column-major, and a mirrored one visits L - 1 - p where the other visits p. Positions
+stay inside [0, L) also past the end of the sequence, so that loads of a last, incomplete tile need no mask. A table direction
+reads its positions from memory.
 """
 
 import triton
@@ -27,23 +27,20 @@ def direction(k, K: tl.constexpr, L, width, ORDER: tl.constexpr):
 
 
 @triton.jit
-def walk_at(j, step, L, height, ORDER: tl.constexpr):
-    """Forward walk position of visit j (scalar or tensor); j may run past L - 1 and is then clamped."""
-    j = tl.minimum(j, L - 1)
-    if ORDER == CROSS:
-        return tl.where(step == 1, j, (j % height) * step + j // height)
-    else:
-        return j
+def tile_positions(j, index_ptr, L_visits, step, mirror, L, height, reciprocal, ORDER: tl.constexpr):
+    """Natural positions (always valid) of the visits j, and which of them are tokens.
 
-
-@triton.jit
-def tile_positions(j, index_ptr, L_visits, step, off, sign, L, height, ORDER: tl.constexpr):
-    """Natural positions (always valid) of the visits j, and which of them are tokens."""
+    ``reciprocal`` is ceil(2**32 / height): j // height is the high half of one product, exact while L * height < 2**32.
+    """
     if ORDER == TABLE:
         q = tl.load(index_ptr + j, mask=j < L_visits, other=-1)
         ok = q >= 0
         p = tl.maximum(q, 0)
     else:
         ok = j < L_visits
-        p = off + sign * walk_at(j, step, L, height, ORDER)
+        p = tl.minimum(j, L - 1)
+        if ORDER == CROSS:
+            column = tl.umulhi(p.to(tl.uint32), reciprocal.to(tl.uint32)).to(tl.int32)
+            p = tl.where(step == 1, p, (p - column * height) * step + column)
+        p = tl.where(mirror == 1, L - 1 - p, p)
     return p, ok

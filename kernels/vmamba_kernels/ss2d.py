@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 
 from . import _launch, configs
-from ._launch import check_device, check_shape, fast_math, pow2, rows_contiguous
-from ._merge import merge_directions
+from ._launch import check_device, check_shape, fast_math, rows_contiguous
+from ._merge import merge_directions, sum_dproj
 from ._ss2d_backward import ss2d_bwd_kernel_n1
 from ._ss2d_forward import ss2d_fwd_kernel_n1
 
@@ -87,6 +87,8 @@ def _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, wid
         raise ValueError(f"order 'bidi' needs an even number of directions, the parameters have K = {K}")
     if order == "cross" and 1 in (height, width):
         order = "bidi"  # a single row or column: both routes are the same
+    if order == "cross" and L * height >= 2**32:
+        raise ValueError(f"order 'cross' takes height * L < 2**32, got {height} * {L}; pass the order as an index table")
     return _Problem(B, L, D, K, N, R, has_c, _ORDERS[order], L, height, width)
 
 
@@ -94,6 +96,14 @@ def _output(p: _Problem, dtype: torch.dtype, device: torch.device, covers: bool)
     """[B, K, L, D]; zeroed when the table may leave tokens out."""
     make = _launch.empty if p.order != _TABLE or covers else torch.zeros
     return make((p.B, p.K, p.L, p.D), dtype=dtype, device=device)
+
+
+def _weight_gradient(dz: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """[K, D, R] float32 product of dz [K, T, D] and factors [K, T, R] over T."""
+    factors = factors.to(dz.dtype)
+    if dz.is_cuda and dz.dtype != torch.float32:
+        return torch.bmm(dz.transpose(1, 2), factors, out_dtype=torch.float32)
+    return torch.bmm(dz.transpose(1, 2).float(), factors.float())
 
 
 def ss2d_forward(
@@ -150,8 +160,8 @@ def ss2d_forward(
         grid = (p.B // images * per_image,)
         ss2d_fwd_kernel_n1[grid](
             x, proj, dt_weight.contiguous(), dt_bias, A_log.contiguous(), D_skip, y, states, index,
-            x.stride(0), p.B, images, p.L, p.visits, p.height, p.width,
-            X_ROW=x.stride(1), D=p.D, K=p.K, R=p.R, KR=pow2(p.R), SUB=sub, STAGES=stages, ORDER=p.order,
+            x.stride(0), p.B, images, p.L, p.visits, p.height, p.width, -(-(2**32) // p.height),
+            X_ROW=x.stride(1), D=p.D, K=p.K, R=p.R, SUB=sub, STAGES=stages, ORDER=p.order,
             HAS_C=p.has_c, HAS_BIAS=dt_bias is not None, HAS_SKIP=D_skip is not None, SAVE=save_states,
             EVEN=p.visits % TILE == 0, PRECISE=x.dtype == torch.float32, FAST=fast_math(), num_warps=1, maxnreg=registers,
         )  # fmt: skip
@@ -206,23 +216,36 @@ def ss2d_backward(
     groups = p.B // images
     dx = _output(p, _launch.accumulator_dtype(x.dtype), x.device, index_covers)
     make = _launch.empty if p.order != _TABLE or index_covers else torch.zeros
-    dproj = make((blocks, *proj.shape), dtype=torch.float32, device=x.device)
-    dweight = _launch.empty((groups, p.K, p.D, p.R), dtype=torch.float32, device=x.device)
+    wide = p.R > 16  # then the products with the weight and the factors are left to matrix kernels
+    columns = proj.shape[3] - p.R if wide else proj.shape[3]
+    dproj = make((blocks, p.B, p.L, p.K, columns), dtype=torch.float32, device=x.device)
+    if wide:
+        dweight = make((p.K, p.B * p.L, p.D), dtype=dx.dtype, device=x.device)
+    else:
+        dweight = _launch.empty((groups, p.K, p.D, p.R), dtype=torch.float32, device=x.device)
     dvec = _launch.empty((groups, 3, p.K, p.D), dtype=torch.float32, device=x.device)
     if dx.numel():
         ss2d_bwd_kernel_n1[(groups * blocks * p.K,)](
             dy, x, proj, dt_weight.contiguous(), dt_bias, A_log.contiguous(), D_skip, states,
             dx, dproj, dweight, dvec, index,
-            x.stride(0), dy.stride(0), 0 if merged else dy.stride(1), p.B, images, p.L, p.visits, p.height, p.width,
-            X_ROW=x.stride(1), DY_ROW=dy.stride(-2), D=p.D, K=p.K, R=p.R, KR=pow2(p.R), STAGES=stages,
+            x.stride(0), dy.stride(0), 0 if merged else dy.stride(1), p.B, images, p.L, p.visits, p.height, p.width, -(-(2**32) // p.height),
+            X_ROW=x.stride(1), DY_ROW=dy.stride(-2), D=p.D, K=p.K, R=p.R, STAGES=stages,
             ORDER=p.order, HAS_C=p.has_c, HAS_BIAS=dt_bias is not None, HAS_SKIP=D_skip is not None,
-            EVEN=p.visits % TILE == 0, PRECISE=x.dtype == torch.float32, FAST=fast_math(), num_warps=1, maxnreg=registers,
+            EVEN=p.visits % TILE == 0, KEEP_DZ=wide, PRECISE=x.dtype == torch.float32, FAST=fast_math(),
+            num_warps=1, maxnreg=registers,
         )  # fmt: skip
+    dfactors = None
+    if wide:
+        dz = dweight
+        dfactors = torch.bmm(dz, dt_weight.to(dz.dtype))
+        dweight = _weight_gradient(dz, proj.view(p.B * p.L, p.K, -1)[..., : p.R].transpose(0, 1))
+    else:
+        dweight = dweight.sum(0)
     vec = dvec.sum(0)
     return SS2DGradients(
         x=merge_directions(dx, x.dtype),
-        proj=dproj.sum(0).to(proj.dtype),
-        dt_weight=dweight.sum(0),
+        proj=sum_dproj(dproj, dfactors, proj, p.R),
+        dt_weight=dweight,
         dt_bias=vec[0] if dt_bias is not None else None,
         A_log=vec[1].view_as(A_log),
         D_skip=vec[2] if D_skip is not None else None,
