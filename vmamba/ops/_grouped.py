@@ -1,7 +1,7 @@
 """Forward and backward of a selective scan over groups of channels, in plain torch: the path for CPUs.
 
 Layout: group first and channels last, ``u, delta [G, B, T, D]`` with ``delta`` after its softplus, ``A [G, D, N]``,
-``B_, C_ [G, B, T, N]``, states ``[G, B, D, N]``.  A scan direction is a group; ``u`` may have one group for all.
+``B_, C_ [G, B, T, N]``, states ``[G, B, D, N]``.  A scan direction is a group.
 Two evaluations: with one state per channel the whole sequence is held and chained in chunks (``_recurrence``); with
 several, blocks of steps are expanded one at a time so that the N-fold tensors stay in cache.
 The gradients follow the reverse recurrence ``g_t = C_t dy_t + exp(delta_{t+1} A) g_{t+1}``.
@@ -14,25 +14,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vmamba.scans import Route
-
 from ._recurrence import scan_, scan_grid_
 
-LOG2E = math.log2(math.e)
+LOG2E = math.log2(math.e)  # exp2 is several times faster than exp on CPUs
 BLOCK_STEPS = 16
 """Steps expanded at once when N > 1: large enough to amortise launches, small enough for the cache."""
 
 
 class Walk(NamedTuple):
-    """How each group's sequence lies in memory: rows or columns of a grid, or None for plain left to right."""
+    """Where a sequence of T = height * width steps lies in a row-major grid: along its rows, or along its columns."""
 
-    routes: tuple[Route, ...]
     height: int
     width: int
+    column: bool
+
+    def grid(self, x: Tensor) -> Tensor:
+        """View ``[G, B, T, D]`` as lines ``[G, B, lines, steps, D]``, one after another in the order of the walk."""
+        lines = x.unflatten(2, (self.height, self.width))
+        return lines.transpose(2, 3) if self.column else lines
 
 
 class Gradients(NamedTuple):
-    """Gradients of the grouped scan, shaped like their arguments (``du`` has all groups)."""
+    """Gradients of the grouped scan, shaped like its arguments."""
 
     u: Tensor
     delta: Tensor
@@ -42,84 +45,68 @@ class Gradients(NamedTuple):
     initial_state: Tensor | None
 
 
-def _walk_(a: Tensor, b: Tensor, walk: Walk | None, backwards: bool = False) -> None:
-    """Run the recurrence in place over every group, along the walk or against it."""
+def _recur_(a: Tensor, b: Tensor, walk: Walk | None, reverse: bool = False) -> None:
+    """Replace ``b`` by the states of the recurrence with decays ``a`` (overwritten)."""
     if walk is None:
-        scan_(a, b, reverse=backwards)
-        return
-    for k, route in enumerate(walk.routes):
-        a_grid, b_grid = (v[k].unflatten(1, (walk.height, walk.width)) for v in (a, b))  # [B, H, W, D]
-        if route.column:
-            a_grid, b_grid = a_grid.transpose(1, 2), b_grid.transpose(1, 2)
-        scan_grid_(a_grid, b_grid, reverse=route.reverse != backwards)
+        scan_(a, b, reverse)
+    else:
+        scan_grid_(walk.grid(a), walk.grid(b), reverse)
 
 
 def _add_next_(g: Tensor, e: Tensor, walk: Walk | None) -> None:
-    """Add to ``g_t`` the entry ``e_{t+1}`` of the next step of the walk."""
+    """Add to ``g_t`` the entry ``e_{t+1}`` of the next step."""
     if walk is None:
         g[:, :, :-1].add_(e[:, :, 1:])
-        return
-    for k, route in enumerate(walk.routes):
-        g_grid, e_grid = (v[k].unflatten(1, (walk.height, walk.width)) for v in (g, e))
-        if route.column:
-            g_grid, e_grid = g_grid.transpose(1, 2), e_grid.transpose(1, 2)
-        if route.reverse:
-            g_grid[:, :, 1:].add_(e_grid[:, :, :-1])
-            g_grid[:, 1:, 0].add_(e_grid[:, :-1, -1])
-        else:
-            g_grid[:, :, :-1].add_(e_grid[:, :, 1:])
-            g_grid[:, :-1, -1].add_(e_grid[:, 1:, 0])
+    else:
+        g, e = walk.grid(g), walk.grid(e)
+        g[:, :, :, :-1].add_(e[:, :, :, 1:])
+        g[:, :, :-1, -1].add_(e[:, :, 1:, 0])
 
 
-def forward_single(
-        u: Tensor, delta: Tensor, A: Tensor, B_: Tensor, C_: Tensor | None, initial_state: Tensor | None,
-        walk: Walk | None,
-) -> tuple[Tensor, Tensor]:
-    """Scan with N = 1; ``C_`` None returns the states themselves.
-
-    ``initial_state`` and the returned last state only make sense for a plain walk.
-
-    Returns:
-        ``(y [G, B, T, D], last_state [G, B, D, 1])``.
-    """
-    a = torch.mul(delta, A[:, None, None, :, 0] * LOG2E).exp2_()
+def states_single(
+        u: Tensor, delta: Tensor, A: Tensor, B_: Tensor, initial_state: Tensor | None = None, walk: Walk | None = None,
+) -> Tensor:
+    """States after every step for N = 1, ``[G, B, T, D]``; ``delta`` is overwritten."""
     h = torch.mul(delta, u).mul_(B_)
+    a = delta.mul_(A[:, None, None, :, 0] * LOG2E).exp2_()
     if initial_state is not None:
         h[:, :, 0].addcmul_(a[:, :, 0], initial_state[..., 0])
-    _walk_(a, h, walk)
-    last_state = h[:, :, -1].unsqueeze(-1).clone() if walk is None else h.new_empty(0)
-    return (h if C_ is None else h.mul_(C_)), last_state
+    _recur_(a, h, walk)
+    return h
 
 
 def backward_single(
         dy: Tensor, dlast: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B_: Tensor, C_: Tensor | None,
-        initial_state: Tensor | None, walk: Walk | None,
+        initial_state: Tensor | None = None, walk: Walk | None = None,
 ) -> Gradients:
-    """Gradients of :func:`forward_single`, recomputing the states; ``dy`` may have one group for all."""
+    """Gradients for N = 1 from those of ``y = C h`` (``C_`` None: of h), recomputing the states.
+
+    Buffers are reused as soon as they are dead: on CPUs, touching fresh memory costs more than the arithmetic.
+    """
     rate = A[:, None, None, :, 0]
     a = torch.mul(delta, rate * LOG2E).exp2_()
     drive = u * B_
-    b = delta * drive
-    h, scratch = b.clone(), a.clone()
+    h, buffer = delta * drive, a.clone()
     if initial_state is not None:
         h[:, :, 0].addcmul_(a[:, :, 0], initial_state[..., 0])
-    _walk_(scratch, h, walk)
+    _recur_(buffer, h, walk)
+    # exp(delta_t A) h_{t-1}, from the same product as in h: it is exactly zero where the state has decayed
+    carried = torch.sub(h, torch.mul(delta, drive, out=buffer), out=buffer)
+    dC = torch.mul(dy, h, out=h).sum(-1, keepdim=True) if C_ is not None else h.new_empty(0)
 
-    dC = (dy * h).sum(-1, keepdim=True) if C_ is not None else h.new_zeros(0)
-    carried = h.sub_(b)  # exp(delta_t A) h_{t-1}
-    g = dy * C_ if C_ is not None else dy.expand_as(delta).clone()
+    g = torch.mul(dy, C_, out=h) if C_ is not None else h.copy_(dy)
     if dlast is not None:
         g[:, :, -1].add_(dlast[..., 0])
-    e = torch.mul(a, g, out=scratch)  # e_t = a_t g_t obeys the same recurrence as h, walked backwards
-    _walk_(a, e, walk, backwards=True)
+    e = a * g  # e_t = a_t g_t obeys the recurrence of the states, walked backwards
+    _recur_(a, e, walk, reverse=True)
     _add_next_(g, e, walk)
-
     dinitial = e[:, :, 0].unsqueeze(-1).clone() if initial_state is not None else None
+
     through_decay = carried.mul_(g)
-    dA = (through_decay * delta).sum((1, 2)).unsqueeze(-1)
+    dA = torch.mul(through_decay, delta, out=e).sum((1, 2)).unsqueeze(-1)
     ddelta = through_decay.mul_(rate).addcmul_(g, drive)
     g.mul_(delta)
-    dB = (g * u).sum(-1, keepdim=True)
+    dB = torch.mul(g, u, out=e).sum(-1, keepdim=True)
     return Gradients(g.mul_(B_), ddelta, dA, dB, dC, dinitial)
 
 
@@ -160,7 +147,6 @@ def backward_blocked(
         starts: Tensor,
 ) -> Gradients:
     """Gradients of :func:`forward_blocked` from the states saved before each block."""
-    dy = dy.expand_as(delta)
     du, ddelta = torch.empty_like(delta), torch.empty_like(delta)
     dB, dC, dA = torch.empty_like(B_), torch.empty_like(C_), torch.zeros_like(A)
     carry = torch.zeros_like(starts[:, :, 0]) if dlast is None else dlast.clone()

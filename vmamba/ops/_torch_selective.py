@@ -12,13 +12,13 @@ from ._shapes import compute_dtype
 def _grouped_delta(delta: Tensor, groups: int, delta_bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """``[B, D, L]`` -> ``[G, B, L, D / G]`` with the bias added, before the softplus."""
     out = _to_groups(delta, groups, dtype)
-    if delta_bias is not None:
-        out = out + delta_bias.to(dtype).view(groups, 1, 1, -1)
-    return out
+    return out if delta_bias is None else out + delta_bias.to(dtype).view(groups, 1, 1, -1)
 
 
 def _to_groups(x: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
-    return x.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).to(dtype, memory_format=torch.contiguous_format)
+    # always a copy, which the scan may overwrite
+    return x.unflatten(1, (groups, -1)).permute(1, 0, 3, 2).to(
+        dtype, memory_format=torch.contiguous_format, copy=True)
 
 
 def _from_groups(x: Tensor) -> Tensor:
@@ -47,8 +47,9 @@ def forward(
     B_, C_ = _matrices_to_groups(B, dtype), _matrices_to_groups(C, dtype)
     h0 = _state_to_groups(initial_state, groups, dtype)
     if A.shape[1] == 1:
-        y_, last = _grouped.forward_single(u_, delta_, A_, B_, C_, h0, walk=None)
-        starts = y_.new_empty(groups, u.shape[0], 0, A_.shape[1], 1)
+        states = _grouped.states_single(u_, delta_, A_, B_, h0)
+        last = states[:, :, -1].unsqueeze(-1).clone()
+        y_, starts = states.mul_(C_), states.new_empty(groups, u.shape[0], 0, A_.shape[1], 1)
     else:
         y_, last, starts = _grouped.forward_blocked(u_, delta_, A_, B_, C_, h0)
     if D is not None:
@@ -84,7 +85,7 @@ def backward(
     dy_ = _to_groups(dy, groups, dtype)
 
     if A.shape[1] == 1:
-        grads = _grouped.backward_single(dy_, dlast_, u_, delta_, A_, B_, C_, h0, walk=None)
+        grads = _grouped.backward_single(dy_, dlast_, u_, delta_, A_, B_, C_, h0)
     else:
         grads = _grouped.backward_blocked(dy_, dlast_, u_, delta_, A_, B_, C_, starts)
     du_, draw, dD = grads.u, grads.delta, absent
