@@ -63,11 +63,20 @@ def _add_next_(g: Tensor, e: Tensor, walk: Walk | None) -> None:
         g[:, :, :-1, -1].add_(e[:, :, 1:, 0])
 
 
+BUFFERS_FORWARD, BUFFERS_BACKWARD = 1, 5
+"""Number of buffers ``[G, B, T, D]`` that ``states_single`` and ``backward_single`` work in.
+
+On CPUs, touching fresh memory costs more than the arithmetic, so callers with many tiles hand in the same buffers.
+"""
+
+
 def states_single(
         u: Tensor, delta: Tensor, A: Tensor, B_: Tensor, initial_state: Tensor | None = None, walk: Walk | None = None,
+        buffers: list[Tensor] | None = None,
 ) -> Tensor:
-    """States after every step for N = 1, ``[G, B, T, D]``; ``delta`` is overwritten."""
-    h = torch.mul(delta, u).mul_(B_)
+    """States after every step for N = 1, ``[G, B, T, D]``, in the buffer; ``delta`` is overwritten."""
+    (h,) = buffers or [torch.empty_like(delta)]
+    torch.mul(delta, u, out=h).mul_(B_)
     a = delta.mul_(A[:, None, None, :, 0] * LOG2E).exp2_()
     if initial_state is not None:
         h[:, :, 0].addcmul_(a[:, :, 0], initial_state[..., 0])
@@ -77,27 +86,28 @@ def states_single(
 
 def backward_single(
         dy: Tensor, dlast: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B_: Tensor, C_: Tensor | None,
-        initial_state: Tensor | None = None, walk: Walk | None = None,
+        initial_state: Tensor | None = None, walk: Walk | None = None, buffers: list[Tensor] | None = None,
 ) -> Gradients:
     """Gradients for N = 1 from those of ``y = C h`` (``C_`` None: of h), recomputing the states.
 
-    Buffers are reused as soon as they are dead: on CPUs, touching fresh memory costs more than the arithmetic.
+    The gradients of u and delta are in buffers.
     """
     rate = A[:, None, None, :, 0]
-    a = torch.mul(delta, rate * LOG2E).exp2_()
-    drive = u * B_
-    h, buffer = delta * drive, a.clone()
+    a, drive, h, b, e = buffers or [torch.empty_like(delta) for _ in range(BUFFERS_BACKWARD)]
+    torch.mul(delta, rate * LOG2E, out=a).exp2_()
+    torch.mul(u, B_, out=drive)
+    torch.mul(delta, drive, out=h)
     if initial_state is not None:
         h[:, :, 0].addcmul_(a[:, :, 0], initial_state[..., 0])
-    _recur_(buffer, h, walk)
+    _recur_(e.copy_(a), h, walk)
     # exp(delta_t A) h_{t-1}, from the same product as in h: it is exactly zero where the state has decayed
-    carried = torch.sub(h, torch.mul(delta, drive, out=buffer), out=buffer)
+    carried = torch.sub(h, torch.mul(delta, drive, out=b), out=b)
     dC = torch.mul(dy, h, out=h).sum(-1, keepdim=True) if C_ is not None else h.new_empty(0)
 
     g = torch.mul(dy, C_, out=h) if C_ is not None else h.copy_(dy)
     if dlast is not None:
         g[:, :, -1].add_(dlast[..., 0])
-    e = a * g  # e_t = a_t g_t obeys the recurrence of the states, walked backwards
+    torch.mul(a, g, out=e)  # e_t = a_t g_t obeys the recurrence of the states, walked backwards
     _recur_(a, e, walk, reverse=True)
     _add_next_(g, e, walk)
     dinitial = e[:, :, 0].unsqueeze(-1).clone() if initial_state is not None else None

@@ -9,10 +9,9 @@ Tensors of walks have the group axis first, ``[G, b, T, C]``; letters as in ``re
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vmamba.scans import Route, ScanOrder, scan_order, scan_routes
@@ -24,63 +23,53 @@ TILE_ELEMENTS = 1 << 20
 """Elements of one [G, b, T, D * N] tensor that are worked on at once, so that a tile stays in the cache."""
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Directions that are walked together, and how their sequences relate to the natural order."""
+class _Layout(ABC):
+    """Directions that share the order of their sequences, and how that order relates to the natural one."""
 
-    directions: list[int]
+    walks: list[tuple[list[int], _grouped.Walk | None]]
+    """Directions [G] that one pass of the grouped scan walks together, and how."""
 
+    @abstractmethod
     def to_walk(self, x: Tensor) -> Tensor:
-        """``[1 or G, b, L, C]`` in natural order -> ``[G, b, T, C]`` in the order of each direction's walk."""
-        raise NotImplementedError
+        """``[1 or G, b, L, C]`` in natural order -> ``[G, b, T, C]`` in the order of each direction's sequence."""
 
+    @abstractmethod
     def to_natural(self, x: Tensor) -> Tensor:
         """``[G, b, T, C] -> [G, b, L, C]``; zeros at tokens that a direction never visits."""
-        raise NotImplementedError
 
     def steps(self, length: int) -> int:
         """Steps T of a walk over ``length`` tokens."""
         return length
-
-    @property
-    def walk(self) -> _grouped.Walk | None:
-        """How the walked sequences lie in memory."""
-        return None
 
     def visited(self, skip: Tensor) -> Tensor:
         """``[G, D] -> [G, 1 or L, D]``, zero at tokens that a direction never visits."""
         return skip.unsqueeze(1)
 
 
-@dataclass(frozen=True)
 class _RouteLayout(_Layout):
-    """Rows or columns; the second of two directions is the reverse of the first."""
+    """Rows and columns, each walked forwards, backwards, or both together."""
 
-    grid: _grouped.Walk
-    reversals: tuple[bool, ...]
+    def __init__(self, reversals: tuple[bool, ...], walks: list[tuple[list[int], _grouped.Walk | None]]) -> None:
+        self.reversals, self.walks = reversals, walks
 
     def to_walk(self, x: Tensor) -> Tensor:
-        if not any(self.reversals):
-            return x.expand(len(self.reversals), -1, -1, -1)
+        if self.reversals == (False,):
+            return x
         parts = x.unbind(0) if x.shape[0] > 1 else x.unbind(0) * len(self.reversals)
         return torch.stack([p.flip(1) if back else p for p, back in zip(parts, self.reversals, strict=True)])
 
     def to_natural(self, x: Tensor) -> Tensor:
         return self.to_walk(x)  # turning by 180 degrees undoes itself
 
-    @property
-    def walk(self) -> _grouped.Walk:
-        return self.grid
 
-
-@dataclass(frozen=True)
 class _TableLayout(_Layout):
     """Any order, by its table."""
 
-    order: ScanOrder
+    def __init__(self, order: ScanOrder) -> None:
+        self.order, self.walks = order, [(list(range(order.num_directions)), None)]
 
     def to_walk(self, x: Tensor) -> Tensor:
-        return _gather(x.expand(len(self.directions), -1, -1, -1), self.order.index)
+        return _gather(x.expand(self.order.num_directions, -1, -1, -1), self.order.index)
 
     def to_natural(self, x: Tensor) -> Tensor:
         return _gather(x, self.order.inverse)
@@ -101,67 +90,69 @@ def _gather(x: Tensor, index: Tensor) -> Tensor:
     return out.masked_fill_(absent[:, None, :, None], 0) if bool(absent.any()) else out
 
 
-def _layouts(
-        order: str, height: int, width: int, index: Tensor | None, length: int, directions: int, states: int,
-        device: torch.device,
-) -> list[_Layout]:
-    """Cut the K directions into groups that are walked together."""
-    if index is not None:
-        return [_TableLayout(list(range(directions)), ScanOrder("custom", (height, width), index, length))]
-    routes = scan_routes(order, directions)
-    if routes is None or states > 1:
-        return [_TableLayout(list(range(directions)), scan_order(order, (height, width), directions, device))]
-    groups: list[list[int]] = []
-    for k, route in enumerate(routes):  # pair each direction with its reverse
-        partner = next((g for g in groups if len(g) == 1 and routes[g[0]] == Route(route.column, not route.reverse)
-                        and not routes[g[0]].reverse), None)
+def _route_layouts(routes: tuple[Route, ...], height: int, width: int) -> list[_Layout]:
+    """Pair each direction with its reverse, and put pairs and single directions into layouts of their own."""
+    pairs: dict[tuple[bool, ...], list[tuple[list[int], _grouped.Walk | None]]] = {}
+    single = list(range(len(routes)))
+    while single:
+        k = single.pop(0)
+        partner = next((i for i in single if routes[i] == Route(routes[k].column, not routes[k].reverse)), None)
+        directions = [k] if partner is None else [k, partner]
         if partner is not None:
-            partner.append(k)
+            single.remove(partner)
+        walk = _grouped.Walk(height, width, routes[k].column)
+        pairs.setdefault(tuple(routes[i].reverse for i in directions), []).append((directions, walk))
+    return [_RouteLayout(reversals, walks) for reversals, walks in pairs.items()]
+
+
+class _Plan:
+    """One call of the operator: layouts, parameters in the compute dtype, tiles and working memory."""
+
+    def __init__(
+            self, x: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
+            order: str, height: int, width: int, index: Tensor | None,
+    ) -> None:
+        self.dtype = compute_dtype(x)
+        self.batch, self.length, self.channels = x.shape
+        self.directions, _, self.states = A_log.shape
+        routes = scan_routes(order, self.directions) if index is None else None
+        if index is not None:
+            self.layouts: list[_Layout] = [_TableLayout(ScanOrder("custom", (height, width), index, self.length))]
+        elif routes is None or self.states > 1:
+            self.layouts = [_TableLayout(scan_order(order, (height, width), self.directions, x.device))]
         else:
-            groups.append([k])
-    return [
-        _RouteLayout(g, _grouped.Walk(height, width, routes[g[0]].column), tuple(routes[k].reverse for k in g))
-        for g in groups
-    ]
+            self.layouts = _route_layouts(routes, height, width)
+        self.steps = self.layouts[0].steps(self.length)
+        # The bias rides along as one more row of the matrix, against a column of ones beside the delta factors.
+        bias = dt_bias if dt_bias is not None else torch.zeros_like(dt_weight[..., 0])
+        self.weight = torch.cat([dt_weight, bias.unsqueeze(-1)], dim=-1).to(self.dtype).transpose(1, 2)  # [K, R + 1, D]
+        self.A = -torch.exp(A_log.to(self.dtype))
+        self.skip = D_skip.to(self.dtype) if D_skip is not None else None
+        self._buffers: list[Tensor] = []
 
+    def tiles(self) -> list[slice]:
+        """Images that are worked on together."""
+        together = max(len(directions) for layout in self.layouts for directions, _ in layout.walks)
+        size = max(1, TILE_ELEMENTS // (together * self.steps * self.channels * self.states))
+        return [slice(start, start + size) for start in range(0, self.batch, size)]
 
-@dataclass(frozen=True)
-class _Parameters:
-    """Parameters of the directions of one layout, in the compute dtype."""
-
-    dt_weight: Tensor  # [G, R, D]
-    dt_bias: Tensor | None  # [G, 1, D]
-    A: Tensor  # [G, D, N]
-    skip: Tensor | None  # [G, D]
-
-    @staticmethod
-    def of(
-            layout: _Layout, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
-            dtype: torch.dtype) -> _Parameters:
-        k = layout.directions
-        return _Parameters(
-            dt_weight[k].to(dtype).transpose(1, 2),
-            dt_bias[k].to(dtype).unsqueeze(1) if dt_bias is not None else None,
-            -torch.exp(A_log[k].to(dtype)),
-            D_skip[k].to(dtype) if D_skip is not None else None)
+    def buffers(self, count: int, like: Tensor) -> list[Tensor]:
+        """Memory for ``count`` tensors shaped as ``like``, the same again for every tile of that shape."""
+        if len(self._buffers) < count or self._buffers[0].shape != like.shape:
+            self._buffers = [torch.empty_like(like) for _ in range(count)]
+        return self._buffers[:count]
 
     def split(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Rows of the projection ``[G, b, T, P]`` -> delta factors, B and C (None where left out)."""
-        rank, states = self.dt_weight.shape[1], self.A.shape[2]
-        C = p[..., rank + states:] if p.shape[-1] > rank + states else None
-        return p[..., :rank], p[..., rank:rank + states], C
+        """Rows of the projection ``[G, b, T, P]`` -> delta factors beside a 1, B and C (None where left out)."""
+        rank = self.weight.shape[1] - 1
+        factors = torch.cat([p[..., :rank], torch.ones_like(p[..., :1])], dim=-1)
+        C = p[..., rank + self.states:] if p.shape[-1] > rank + self.states else None
+        return factors, p[..., rank:rank + self.states], C
 
-    def raw_delta(self, factors: Tensor) -> Tensor:
+    def raw_delta(self, factors: Tensor, directions: list[int], out: Tensor) -> Tensor:
         """Step sizes before the softplus, [G, b, T, D]."""
-        flat = factors.flatten(1, 2)
-        raw = torch.bmm(flat, self.dt_weight) if self.dt_bias is None else torch.baddbmm(
-            self.dt_bias, flat, self.dt_weight)
-        return raw.unflatten(1, factors.shape[1:3])
-
-
-def _tiles(batch: int, per_image: int) -> list[slice]:
-    size = max(1, TILE_ELEMENTS // per_image)
-    return [slice(start, start + size) for start in range(0, batch, size)]
+        torch.bmm(factors.flatten(1, 2), self.weight[directions], out=out.flatten(1, 2))
+        return out
 
 
 def state_blocks(steps: int, states: int) -> int:
@@ -174,44 +165,52 @@ def forward(
         order: str, height: int, width: int, index: Tensor | None, merge: bool,
 ) -> tuple[Tensor, Tensor]:
     """Returns ``(y, states)``; ``states`` are those before each block of steps, empty for N = 1."""
-    dtype = compute_dtype(x)
-    batch, length, channels = x.shape
-    directions, _, states = A_log.shape
-    layouts = _layouts(order, height, width, index, length, directions, states, x.device)
-    steps = layouts[0].steps(length)
-    shape = (batch, length, channels) if merge else (batch, directions, length, channels)
-    y = torch.empty(shape, dtype=ss2d_output_dtype(x), device=x.device)
-    saved = x.new_empty((batch, directions, state_blocks(steps, states), channels, states), dtype=dtype)
-    parameters = [_Parameters.of(layout, dt_weight, dt_bias, A_log, D_skip, dtype) for layout in layouts]
+    plan = _Plan(x, dt_weight, dt_bias, A_log, D_skip, order, height, width, index)
+    shape = (plan.batch, plan.length, plan.channels)
+    y = torch.empty(
+        shape if merge else (shape[0], plan.directions, *shape[1:]), dtype=ss2d_output_dtype(x), device=x.device)
+    blocks = state_blocks(plan.steps, plan.states)
+    saved = x.new_empty((plan.batch, plan.directions, blocks, plan.channels, plan.states), dtype=plan.dtype)
 
-    for tile in _tiles(batch, len(layouts[0].directions) * steps * channels * states):
-        x_ = x[tile].to(dtype).unsqueeze(0)
-        p_ = proj[tile].permute(2, 0, 1, 3).to(dtype)
+    for tile in plan.tiles():
+        x_ = x[tile].to(plan.dtype).unsqueeze(0)
+        p_ = proj[tile].permute(2, 0, 1, 3).to(plan.dtype)
         total = torch.zeros_like(x_[0])
-        for layout, params in zip(layouts, parameters, strict=True):
-            k = layout.directions
-            factors, B_, C_ = params.split(layout.to_walk(p_[k]))
+        for layout in plan.layouts:
             u = layout.to_walk(x_)
-            delta = _softplus_(params.raw_delta(factors))
-            if states == 1:
-                y_k = _grouped.states_single(u, delta, params.A, B_, walk=layout.walk)
-                y_k = y_k if C_ is None else y_k.mul_(C_)
-            else:
-                assert C_ is not None  # the shape check lets C be left out only for N = 1
-                y_k, _, starts = _grouped.forward_blocked(u, delta, params.A, B_, C_, None)
-                saved[tile, k] = starts.transpose(0, 1)
-            y_k = layout.to_natural(y_k)
-            skip = layout.visited(params.skip) if params.skip is not None else None  # [G, 1 or L, D]
-            if merge:
-                total.add_(y_k.sum(0))
-                if skip is not None:
-                    total.addcmul_(x_[0], skip.sum(0))
-            else:
-                y_k = y_k if skip is None else torch.addcmul(y_k, x_, skip.unsqueeze(1))
-                y[tile, k] = y_k.transpose(0, 1).to(y.dtype)
+            merged = torch.zeros_like(u) if merge else None
+            for k, walk in layout.walks:
+                y_k = _scan_walk(plan, u, layout.to_walk(p_[k]), k, walk, saved[tile])
+                skip = layout.visited(plan.skip[k]) if plan.skip is not None else None  # [G, 1 or L, D]
+                if merged is not None:
+                    merged.add_(y_k)
+                    if skip is not None:
+                        total.addcmul_(x_[0], skip.sum(0))
+                else:
+                    y_k = layout.to_natural(y_k)
+                    y_k = y_k if skip is None else torch.addcmul(y_k, x_, skip.unsqueeze(1))
+                    y[tile, k] = y_k.transpose(0, 1).to(y.dtype)
+            if merged is not None:
+                total.add_(layout.to_natural(merged).sum(0))
         if merge:
             y[tile] = total
     return y, saved
+
+
+def _scan_walk(
+        plan: _Plan, u: Tensor, p: Tensor, directions: list[int], walk: _grouped.Walk | None, saved: Tensor) -> Tensor:
+    """Outputs of the directions of one walk, without their skip; block states go to ``saved`` [b, K, blocks, D, N]."""
+    factors, B_, C_ = plan.split(p)
+    delta, *buffers = plan.buffers(1 + _grouped.BUFFERS_FORWARD, u)
+    _softplus_(plan.raw_delta(factors, directions, delta))
+    A = plan.A[directions]
+    if plan.states == 1:
+        h = _grouped.states_single(u, delta, A, B_, walk=walk, buffers=buffers)
+        return h if C_ is None else h.mul_(C_)
+    assert C_ is not None  # the shape check lets C be left out only for N = 1
+    y, _, starts = _grouped.forward_blocked(u, delta, A, B_, C_, None)
+    saved[:, directions] = starts.transpose(0, 1)
+    return y
 
 
 def _softplus_(raw: Tensor) -> Tensor:
@@ -224,51 +223,61 @@ def backward(
         saved: Tensor,
 ) -> tuple[Tensor, ...]:
     """Gradients of (x, proj, dt_weight, dt_bias, A_log, D_skip); empty tensors for absent arguments."""
-    dtype = compute_dtype(x)
-    batch, length, channels = x.shape
-    directions, _, states = A_log.shape
-    layouts = _layouts(order, height, width, index, length, directions, states, x.device)
-    steps = layouts[0].steps(length)
+    plan = _Plan(x, dt_weight, dt_bias, A_log, D_skip, order, height, width, index)
     dx, dproj = x.new_empty(x.shape), proj.new_empty(proj.shape)
-    dweight, dA = (torch.zeros(p.shape, dtype=dtype, device=x.device) for p in (dt_weight, A_log))
-    dbias, dskip = (torch.zeros(directions, channels, dtype=dtype, device=x.device) for _ in range(2))
-    parameters = [_Parameters.of(layout, dt_weight, dt_bias, A_log, D_skip, dtype) for layout in layouts]
+    dweight, dA = torch.zeros_like(plan.weight), torch.zeros_like(plan.A)
+    dskip = torch.zeros_like(plan.A[..., 0])
 
-    for tile in _tiles(batch, len(layouts[0].directions) * steps * channels * states):
-        x_ = x[tile].to(dtype).unsqueeze(0)
-        p_ = proj[tile].permute(2, 0, 1, 3).to(dtype)
-        dy_ = dy[tile].to(dtype).unsqueeze(0) if merge else dy[tile].to(dtype).transpose(0, 1)
+    for tile in plan.tiles():
+        x_ = x[tile].to(plan.dtype).unsqueeze(0)
+        p_ = proj[tile].permute(2, 0, 1, 3).to(plan.dtype)
+        dy_ = dy[tile].to(plan.dtype).unsqueeze(0) if merge else dy[tile].to(plan.dtype).transpose(0, 1)
         dx_ = torch.zeros_like(x_[0])
-        for layout, params in zip(layouts, parameters, strict=True):
-            k = layout.directions
-            dy_k = dy_ if merge else dy_[k]
-            factors, B_, C_ = params.split(layout.to_walk(p_[k]))
-            u, dy_walk = layout.to_walk(x_), layout.to_walk(dy_k)
-            raw = params.raw_delta(factors)
-            delta = F.softplus(raw)
-            if states == 1:
-                grads = _grouped.backward_single(dy_walk, None, u, delta, params.A, B_, C_, walk=layout.walk)
-            else:
-                assert C_ is not None
-                grads = _grouped.backward_blocked(
-                    dy_walk, None, u, delta, params.A, B_, C_, saved[tile, k].transpose(0, 1))
-            draw = grads.delta.mul_(raw.sigmoid_()).flatten(1, 2)
-            dA[k] += grads.A
-            dbias[k] += draw.sum(1)
-            dweight[k] += torch.bmm(draw.transpose(1, 2), factors.flatten(1, 2))
-            dfactors = torch.bmm(draw, params.dt_weight.transpose(1, 2)).unflatten(1, factors.shape[1:3])
-            dp = torch.cat([dfactors, grads.B, *([grads.C] if C_ is not None else [])], dim=-1)
-            dproj[tile, :, k] = layout.to_natural(dp).permute(1, 2, 0, 3).to(dproj.dtype)
-            dx_ += layout.to_natural(grads.u).sum(0)
-            if params.skip is not None:
-                visited = layout.visited(torch.ones_like(params.skip)).unsqueeze(1)
-                dskip[k] += (dy_k * x_ * visited).sum((1, 2))
-                dx_ += (dy_k * (visited * params.skip[:, None, None])).sum(0)
+        for layout in plan.layouts:
+            u = layout.to_walk(x_)
+            dy_walk = layout.to_walk(dy_) if merge else None
+            du = torch.zeros_like(u)
+            for k, walk in layout.walks:
+                dy_k = dy_ if merge else dy_[k]
+                grads, dp = _scan_walk_backward(
+                    plan, layout.to_walk(dy_k) if dy_walk is None else dy_walk, u, layout.to_walk(p_[k]), k, walk,
+                    saved[tile], dweight)
+                dA[k] += grads.A
+                dproj[tile, :, k] = layout.to_natural(dp).permute(1, 2, 0, 3).to(dproj.dtype)
+                du.add_(grads.u)
+                if plan.skip is not None:
+                    visited = layout.visited(torch.ones_like(plan.skip[k])).unsqueeze(1)  # [G, 1, 1 or L, D]
+                    dskip[k] += (dy_k * x_ * visited).sum((1, 2))
+                    dx_ += (dy_k * (visited * plan.skip[k][:, None, None])).sum(0)
+            dx_ += layout.to_natural(du).sum(0)
         dx[tile] = dx_
 
     absent = x.new_empty(0)
+    dweight, dbias = dweight[:, :-1].transpose(1, 2), dweight[:, -1]
     return (
-        dx, dproj, dweight.to(dt_weight.dtype), dbias.to(dt_bias.dtype) if dt_bias is not None else absent,
-        (dA * -torch.exp(A_log.to(dtype))).to(A_log.dtype),  # A = -exp(A_log), so dA/dA_log = A
+        dx, dproj, dweight.to(dt_weight.dtype).contiguous(),
+        dbias.to(dt_bias.dtype).contiguous() if dt_bias is not None else absent,
+        dA.mul_(plan.A).to(A_log.dtype),  # A = -exp(A_log), so dA/dA_log = A
         dskip.to(D_skip.dtype) if D_skip is not None else absent,
     )
+
+
+def _scan_walk_backward(
+        plan: _Plan, dy: Tensor, u: Tensor, p: Tensor, directions: list[int], walk: _grouped.Walk | None,
+        saved: Tensor, dweight: Tensor,
+) -> tuple[_grouped.Gradients, Tensor]:
+    """Gradients of one walk, and of its rows of the projection; that of the delta weight is added to ``dweight``."""
+    factors, B_, C_ = plan.split(p)
+    raw, delta, *buffers = plan.buffers(2 + _grouped.BUFFERS_BACKWARD, u)
+    _softplus_(delta.copy_(plan.raw_delta(factors, directions, raw)))
+    A = plan.A[directions]
+    if plan.states == 1:
+        grads = _grouped.backward_single(dy, None, u, delta, A, B_, C_, walk=walk, buffers=buffers)
+    else:
+        assert C_ is not None
+        grads = _grouped.backward_blocked(
+            dy, None, u, delta, A, B_, C_, saved[:, directions].transpose(0, 1))
+    draw = grads.delta.mul_(raw.sigmoid_()).flatten(1, 2)
+    dweight[directions] += torch.bmm(factors.flatten(1, 2).transpose(1, 2), draw)
+    dfactors = torch.bmm(draw, plan.weight[directions].transpose(1, 2))[..., :-1].unflatten(1, factors.shape[1:3])
+    return grads, torch.cat([dfactors, grads.B, *([grads.C] if C_ is not None else [])], dim=-1)
