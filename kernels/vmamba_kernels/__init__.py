@@ -3,6 +3,10 @@
 import importlib
 
 _HOME = {
+    "SelectiveScanGradients": "selective_scan",
+    "SelectiveScanSaved": "selective_scan",
+    "selective_scan_backward": "selective_scan",
+    "selective_scan_forward": "selective_scan",
     "MergeNormGradients": "merge_norm",
     "merge_norm_backward": "merge_norm",
     "merge_norm_forward": "merge_norm",

@@ -89,8 +89,7 @@ def merge_norm_bwd_kernel(
     gate_ptr,  # [B, L, D], strides (gate_sb, gate_sl, 1)
     dmerged_ptr,  # [B, L, D]
     dgate_ptr,  # [B, L, D]
-    dweight_ptr,  # [programs, D]
-    dbias_ptr,  # [programs, D]
+    dparams_ptr,  # [2, programs, D]: weight, bias
     gate_sb,
     gate_sl,
     rows,  # B * L
@@ -112,7 +111,7 @@ def merge_norm_bwd_kernel(
         shift = tl.load(bias_ptr + d, mask=d_ok, other=0.0).to(tl.float32)
     dw = tl.zeros([ROWS, DP], tl.float32)
     db = tl.zeros([ROWS, DP], tl.float32)
-    for i in range(0, per_program):
+    for i in tl.range(0, per_program, num_stages=3):
         row = (pid * per_program + i) * ROWS + tl.arange(0, ROWS)
         row_ok = row < rows
         ok = row_ok[:, None] & d_ok[None, :]
@@ -143,9 +142,9 @@ def merge_norm_bwd_kernel(
         dm = (dn - mean_dn[:, None] - hat * mean_dn_hat[:, None]) * rstd[:, None]
         tl.store(dmerged_ptr + at, dm.to(dmerged_ptr.dtype.element_ty), mask=ok)
     if HAS_WEIGHT:
-        tl.store(dweight_ptr + pid * D + d, tl.sum(dw, 0), mask=d_ok)
+        tl.store(dparams_ptr + pid * D + d, tl.sum(dw, 0), mask=d_ok)
     if HAS_BIAS:
-        tl.store(dbias_ptr + pid * D + d, tl.sum(db, 0), mask=d_ok)
+        tl.store(dparams_ptr + (tl.num_programs(0) + pid) * D + d, tl.sum(db, 0), mask=d_ok)
 
 
 def _rows_per_block(DP: int) -> int:
@@ -236,19 +235,21 @@ def merge_norm_backward(
     blocks = triton.cdiv(B * L, rows)
     per_program = max(1, triton.cdiv(blocks, 2048))
     programs = triton.cdiv(blocks, per_program)
-    dweight = _launch.empty((programs, D), dtype=torch.float32, **new) if weight is not None else None
-    dbias = _launch.empty((programs, D), dtype=torch.float32, **new) if bias is not None else None
+    affine = weight is not None or bias is not None
+    dparams = _launch.empty((2, programs, D), dtype=torch.float32, **new) if affine else None
     if programs:
         merge_norm_bwd_kernel[(programs,)](
-            dout, merged, mean, rstd, weight, bias, gate, dmerged, dgate, dweight, dbias,
+            dout, merged, mean, rstd, weight, bias, gate, dmerged, dgate, dparams,
             gate.stride(0) if gate is not None else 0, gate.stride(1) if gate is not None else 0,
             B * L, L, per_program, D=D, DP=DP, ROWS=rows, HAS_WEIGHT=weight is not None,
             HAS_BIAS=bias is not None, HAS_GATE=gate is not None, num_warps=4,
         )  # fmt: skip
+    if affine:
+        dparams = dparams.sum(1)
     return MergeNormGradients(
         merged=dmerged,
-        weight=dweight.sum(0) if dweight is not None else None,
-        bias=dbias.sum(0) if dbias is not None else None,
+        weight=dparams[0] if weight is not None else None,
+        bias=dparams[1] if bias is not None else None,
         gate=dgate,
     )
 

@@ -14,6 +14,7 @@ import torch
 from . import _launch, configs
 from ._launch import check_device, check_shape, fast_math, rows_contiguous
 from ._merge import merge_directions, sum_dproj
+from ._scan_launch import Scan, scan_backward, scan_forward, tiles_per_state
 from ._ss2d_backward import ss2d_bwd_kernel_n1
 from ._ss2d_forward import ss2d_fwd_kernel_n1
 
@@ -99,11 +100,17 @@ def _output(p: _Problem, dtype: torch.dtype, device: torch.device, covers: bool)
 
 
 def _weight_gradient(dz: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """[K, D, R] float32 product of dz [K, T, D] and factors [K, T, R] over T."""
-    factors = factors.to(dz.dtype)
+    """[K, D, R] float32 product of dz [K, T, D] and factors [K, T, R] over T, in slices of T so that it fills the device."""
+    K, T, D = dz.shape
+    R = factors.shape[2]
+    slices = max(s for s in range(1, 33) if T % s == 0)
+    factors = factors.to(dz.dtype).contiguous().view(K * slices, T // slices, R)
+    dz = dz.view(K * slices, T // slices, D)
     if dz.is_cuda and dz.dtype != torch.float32:
-        return torch.bmm(dz.transpose(1, 2), factors, out_dtype=torch.float32)
-    return torch.bmm(dz.transpose(1, 2).float(), factors.float())
+        parts = torch.bmm(dz.transpose(1, 2), factors, out_dtype=torch.float32)
+    else:
+        parts = torch.bmm(dz.transpose(1, 2).float(), factors.float())
+    return parts.view(K, slices, D, R).sum(1)
 
 
 def ss2d_forward(
@@ -151,6 +158,10 @@ def ss2d_forward(
     p = _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, width)
     x, proj = rows_contiguous(x), proj.contiguous()
     y = _output(p, _launch.accumulator_dtype(x.dtype), x.device, index_covers)
+    if p.N > 1:
+        scan = _general(p, x, proj, dt_weight, dt_bias, A_log, D_skip, index)
+        _, states = scan_forward(scan, y.transpose(1, 2), save=save_states)
+        return (merge_directions(y, y.dtype) if merge else y), states
     tiles = -(-p.visits // TILE)
     states = _launch.empty((p.B, p.K, tiles, p.D), dtype=torch.float32, device=x.device) if save_states else None
     if y.numel():
@@ -207,9 +218,11 @@ def ss2d_backward(
     p = _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, width)
     merged = dy.dim() == 3
     check_shape("dy", dy, (p.B, p.L, p.D) if merged else (p.B, p.K, p.L, p.D), "(B, L, D) or (B, K, L, D)")
+    x, proj, dy = rows_contiguous(x), proj.contiguous(), rows_contiguous(dy)
+    if p.N > 1:
+        return _backward_general(p, dy, x, proj, dt_weight, dt_bias, A_log, D_skip, states, index, index_covers)
     tiles = -(-p.visits // TILE)
     check_shape("states", states, (p.B, p.K, tiles, p.D), "(B, K, tiles, D)")
-    x, proj, dy = rows_contiguous(x), proj.contiguous(), rows_contiguous(dy)
     _, stages, registers = configs.config("ss2d_bwd", p.D)
     blocks = -(-p.D // 32)
     images = configs.images_per_program(p.B, blocks * p.K)
@@ -249,4 +262,48 @@ def ss2d_backward(
         dt_bias=vec[0] if dt_bias is not None else None,
         A_log=vec[1].view_as(A_log),
         D_skip=vec[2] if D_skip is not None else None,
+    )
+
+
+def _general(p: _Problem, x, proj, dt_weight, dt_bias, A_log, D_skip, index) -> Scan:
+    """The call in the common form of the general kernels: a group per direction."""
+    bc = proj.permute(0, 2, 3, 1)  # [B, K, P, L]
+    return Scan(
+        x=x.unsqueeze(2).expand(-1, -1, p.K, -1),
+        delta=None,
+        factors=proj[..., : p.R],
+        weight=dt_weight.contiguous(),
+        bias=dt_bias,
+        A=-torch.exp(A_log.transpose(1, 2)).contiguous(),
+        B=bc[:, :, p.R : p.R + p.N],
+        C=bc[:, :, p.R + p.N :],
+        skip=D_skip,
+        softplus=True,
+        order=p.order,
+        index=index,
+        visits=p.visits,
+        height=p.height,
+        width=p.width,
+    )
+
+
+def _backward_general(p: _Problem, dy, x, proj, dt_weight, dt_bias, A_log, D_skip, states, index, covers) -> SS2DGradients:
+    scan = _general(p, x, proj, dt_weight, dt_bias, A_log, D_skip, index)
+    groups = -(-(-(-p.visits // TILE)) // tiles_per_state(p.N))
+    check_shape("states", states, (p.B, p.K, groups, p.N, p.D), "(B, K, groups of tiles, N, D)")
+    partial = p.order == _TABLE and not covers
+    dx = _output(p, _launch.accumulator_dtype(x.dtype), x.device, covers)
+    dz = (torch.zeros if partial else _launch.empty)((p.K, p.B, p.L, p.D), dtype=dx.dtype, device=x.device)
+    dy = dy.unsqueeze(2).expand(-1, -1, p.K, -1) if dy.dim() == 3 else dy.transpose(1, 2)
+    g = scan_backward(scan, dy, states, dx.transpose(1, 2), dz.permute(1, 2, 0, 3), partial=partial)
+    dz = dz.view(p.K, p.B * p.L, p.D)
+    dfactors = torch.bmm(dz, dt_weight.to(dz.dtype)).view(p.K, p.B, p.L, p.R).permute(1, 2, 0, 3)
+    dproj = torch.cat([dfactors, g.dB.permute(0, 3, 1, 2), g.dC.permute(0, 3, 1, 2)], -1)
+    return SS2DGradients(
+        x=merge_directions(dx, x.dtype),
+        proj=dproj.to(proj.dtype),
+        dt_weight=_weight_gradient(dz, proj.view(p.B * p.L, p.K, -1)[..., : p.R].transpose(0, 1)),
+        dt_bias=g.bias if dt_bias is not None else None,
+        A_log=g.dA.transpose(1, 2) * -torch.exp(A_log),
+        D_skip=g.skip if D_skip is not None else None,
     )
