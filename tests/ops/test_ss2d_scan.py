@@ -63,11 +63,13 @@ def test_table_equals_index_arithmetic():
         assert_close(actual, expected)
 
 
-def test_tiles_of_a_batch_match_the_whole(monkeypatch):
-    arguments = ss2d_arguments(batch=5, height=4, width=4)
+@pytest.mark.parametrize("states", [1, 2])
+@pytest.mark.parametrize("tile", [2 * 4 * 16 * 4, 2 * 16 * 4, 1], ids=["images", "directions", "one direction"])
+def test_tiles_match_the_whole(monkeypatch, tile, states):
+    arguments = ss2d_arguments(batch=5, height=4, width=4, states=states)
     order = scan_order("cross", (4, 4))
     expected = run(arguments, order, "torch")
-    monkeypatch.setattr("vmamba.ops._torch_ss2d.TILE_ELEMENTS", 2 * 4 * 16 * 4)
+    monkeypatch.setattr("vmamba.ops._torch_ss2d.TILE_ELEMENTS", tile * states)
     for actual, whole in zip(run(arguments, order, "torch"), expected, strict=True):
         assert_close(actual, whole)
 

@@ -34,19 +34,17 @@ def scan_(a: Tensor, b: Tensor, reverse: bool = False, products: bool = False) -
     start = rest if reverse else 0
     shape = (body // steps, steps)
     a_body, b_body = a.narrow(-2, start, body), b.narrow(-2, start, body)
-    scan_grid_(a_body.unflatten(-2, shape), b_body.unflatten(-2, shape), reverse, products)
+    _chunks_(a_body.unflatten(-2, shape), b_body.unflatten(-2, shape), reverse, products)
     if rest:  # fewer than sqrt(L) steps are left over: walk on from where the body ended
         first = 0 if reverse else body - 1
         _serial_(a.narrow(-2, first, rest + 1), b.narrow(-2, first, rest + 1), reverse, products)
 
 
-def scan_grid_(a: Tensor, b: Tensor, reverse: bool = False, products: bool = False) -> None:
-    """The same for a sequence laid out as chunks, ``[..., chunks, steps, D]``; any strides, so columns work as rows."""
+def _chunks_(a: Tensor, b: Tensor, reverse: bool, products: bool) -> None:
+    """The same for ``[..., chunks, steps, D]``, at least two chunks."""
     scan_(a, b, reverse, products=True)
     end = 0 if reverse else -1
     a_end, b_end = a.select(-2, end), b.select(-2, end)  # [..., chunks, D]
-    if a_end.shape[-2] == 1:
-        return
     scan_(a_end, b_end, reverse, products)
     # Chunks after the first one begin from the end state of their predecessor; ends themselves are already final.
     if reverse:

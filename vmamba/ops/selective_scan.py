@@ -100,7 +100,7 @@ def _forward_fake(
     blocks = 0 if states == 1 else (length + BLOCK_STEPS - 1) // BLOCK_STEPS
     return (
         u.new_empty(u.shape), u.new_empty((batch, channels, states), dtype=dtype),
-        u.new_empty((groups, batch, blocks, channels // groups, states), dtype=dtype))
+        u.new_empty((batch, groups, blocks, states, channels // groups), dtype=dtype))
 
 
 @torch.library.register_fake("vmamba::selective_scan_backward", lib=LIBRARY)

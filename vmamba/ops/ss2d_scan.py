@@ -127,7 +127,7 @@ def _forward_fake(
     blocks = _torch_ss2d.state_blocks(steps, states)
     return (
         x.new_empty(shape, dtype=ss2d_output_dtype(x)),
-        x.new_empty((batch, directions, blocks, channels, states), dtype=compute_dtype(x)))
+        x.new_empty((batch, directions, blocks, states, channels), dtype=compute_dtype(x)))
 
 
 @torch.library.register_fake("vmamba::ss2d_scan_backward", lib=LIBRARY)
