@@ -476,7 +476,7 @@ def vmamba_base_v0(pretrained: bool = False, **kwargs: Any) -> VMamba:
 @register_model
 def vmamba_nano(pretrained: bool = False, **kwargs: Any) -> VMamba:
     """A small VMamba of our own for CPUs and small images; no published weights."""
-    return _create_vmamba("vmamba_nano", pretrained, {"dims": _dims(32), "depths": (1, 1, 4, 1)}, **kwargs)
+    return _create_vmamba("vmamba_nano", pretrained, {"dims": _dims(32), "depths": (1, 1, 3, 1)}, **kwargs)
 
 
 @register_model
