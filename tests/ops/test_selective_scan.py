@@ -151,9 +151,10 @@ def test_second_derivative_through_the_reference():
     ({"D": torch.zeros(6, dtype=torch.int64)}, r"D has dtype torch\.int64"),
     ({"initial_state": torch.zeros(2, 6, 2)}, r"initial_state has shape \[2, 6, 2\]"),
     ({"backend": "cuda"}, "backend is 'cuda', but needs one of 'auto', 'reference', 'torch', 'triton'"),
-    ({"backend": "triton"}, "backend 'triton' was named, but"),
+    ({"backend": "triton"}, "backend 'triton' was named, but the tensors are on cpu and it needs CUDA"),
 ])
-def test_wrong_arguments_name_themselves(change, message):
+def test_wrong_arguments_name_themselves(change, message, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # set where kernels are tested without a GPU
     with pytest.raises(ValueError, match=message):
         selective_scan(**{**selective_scan_arguments(), **change})
 

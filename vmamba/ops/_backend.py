@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from functools import cache
 
+import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "reference", "torch", "triton")
@@ -12,13 +14,13 @@ BACKENDS = ("auto", "reference", "torch", "triton")
 @cache
 def has_triton_kernels() -> bool:
     """Whether Triton and the kernels package are installed; looks without importing either."""
-    return all(importlib.util.find_spec(name) is not None for name in ("triton", "vmamba_kernels.ss2d"))
+    return all(importlib.util.find_spec(name) is not None for name in ("triton", "vmamba_kernels"))
 
 
 def resolve_backend(backend: str, tensor: Tensor) -> str:
     """Name of the implementation that will run on ``tensor``: "reference", "torch" or "triton".
 
-    "auto" is Triton for CUDA tensors where it is installed and the plain torch path otherwise.
+    "auto" is Triton for CUDA tensors where it is installed, and the plain torch path otherwise and for float64.
 
     Raises:
         ValueError: ``backend`` is unknown, or named one that cannot run here; nothing falls back silently.
@@ -26,10 +28,14 @@ def resolve_backend(backend: str, tensor: Tensor) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}, but needs one of {', '.join(map(repr, BACKENDS))}")
     if backend == "auto":
-        return "triton" if tensor.device.type == "cuda" and has_triton_kernels() else "torch"
+        on_gpu = tensor.device.type == "cuda" and tensor.dtype != torch.float64
+        return "triton" if on_gpu and has_triton_kernels() else "torch"
     if backend == "triton":
         if not has_triton_kernels():
             raise ValueError("backend 'triton' was named, but Triton or its kernels are not installed")
-        if tensor.device.type != "cuda":
+        if tensor.dtype == torch.float64:
+            raise ValueError("backend 'triton' was named, but it takes no float64; the backend 'torch' does")
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        if tensor.device.type not in ("cuda", "meta") and not interpreted:
             raise ValueError(f"backend 'triton' was named, but the tensors are on {tensor.device} and it needs CUDA")
     return backend

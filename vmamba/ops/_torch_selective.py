@@ -41,8 +41,11 @@ def _matrix(M: Tensor, dtype: torch.dtype) -> Tensor:
 def forward(
         u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
         delta_bias: Tensor | None, delta_softplus: bool, initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns ``(y [B, D, L], last_state [B, D, N], block states [B, G, blocks, N, D / G])``."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns ``(y [B, D, L], last_state [B, D, N], block states [B, G, blocks, N, D / G], y before the gate)``.
+
+    The last is empty without a gate.
+    """
     dtype, groups = compute_dtype(u), B.shape[1]
     u_ = _to_groups(u, groups, dtype)
     delta_ = _raw_delta(delta, groups, delta_bias, dtype)
@@ -60,17 +63,18 @@ def forward(
     if D is not None:
         y_.addcmul_(u_, _vector(D, groups, dtype))
     y = _from_groups(y_)
+    ungated = u.new_empty(0)
     if z is not None:
-        y = y * F.silu(z.to(dtype))
-    return y.to(u.dtype).contiguous(), last.flatten(1, 2), starts
+        ungated, y = y.to(u.dtype).contiguous(), y * F.silu(z.to(dtype))
+    return y.to(u.dtype).contiguous(), last.flatten(1, 2), starts, ungated
 
 
 def backward(
-        dy: Tensor, dlast: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
-        z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool, initial_state: Tensor | None,
-        starts: Tensor,
-) -> tuple[Tensor, ...]:
-    """Gradients of (u, delta, A, B, C, D, z, delta_bias, initial_state); empty tensors for absent arguments."""
+        dy: Tensor, dlast: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
+        D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool,
+        initial_state: Tensor | None, starts: Tensor, ungated: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of (u, delta, A, B, C, D, z, delta_bias, initial_state); None for absent arguments."""
     dtype, groups = compute_dtype(u), B.shape[1]
     u_ = _to_groups(u, groups, dtype)
     raw = _raw_delta(delta, groups, delta_bias, dtype)
@@ -78,14 +82,12 @@ def backward(
     A_ = A.to(dtype).unflatten(0, (groups, -1))
     B_, C_ = _matrix(B, dtype), _matrix(C, dtype)
     h0, dlast_ = (_state_to_groups(s, groups, dtype) for s in (initial_state, dlast))
-    absent = u.new_empty(0)
 
-    dy, dz = dy.to(dtype), absent
+    dy, dz, dD = dy.to(dtype), None, None
     if z is not None:
-        y = forward(u.to(dtype), delta, A, B, C, D, None, delta_bias, delta_softplus, initial_state)[0]
         z_ = z.to(dtype)
         gate = torch.sigmoid(z_)
-        dz = (dy * y * gate * (1 + z_ * (1 - gate))).to(z.dtype)
+        dz = dy * ungated.to(dtype) * gate * (1 + z_ * (1 - gate))
         dy = dy * z_ * gate
     dy_ = _to_groups(dy, groups, dtype)
 
@@ -93,18 +95,14 @@ def backward(
         grads = _grouped.backward_single(dy_, dlast_, u_, delta_, A_, B_, C_, h0)
     else:
         grads = _grouped.backward_blocked(dy_, dlast_, u_, delta_, A_, B_, C_, starts)
-    du_, draw, dD = grads.u, grads.delta, absent
+    du_, draw = grads.u, grads.delta
     if D is not None:
-        dD = (dy_ * u_).sum((0, 2)).flatten().to(D.dtype)
+        dD = (dy_ * u_).sum((0, 2)).flatten()
         du_ = du_.addcmul_(dy_, _vector(D, groups, dtype))
     if delta_softplus:
         draw = draw.mul_(torch.sigmoid(raw))
-    dbias = draw.sum((0, 2)).flatten().to(delta_bias.dtype) if delta_bias is not None else absent
-    dinitial = absent
-    if initial_state is not None and grads.initial_state is not None:
-        dinitial = grads.initial_state.flatten(1, 2).to(initial_state.dtype)
+    dbias = draw.sum((0, 2)).flatten() if delta_bias is not None else None
+    dinitial = grads.initial_state.flatten(1, 2) if grads.initial_state is not None else None
     return (
-        _from_groups(du_).to(u.dtype).contiguous(), _from_groups(draw).to(delta.dtype).contiguous(),
-        grads.A.flatten(0, 1).to(A.dtype), grads.B.transpose(2, 3).to(B.dtype).contiguous(),
-        grads.C.transpose(2, 3).to(C.dtype).contiguous(), dD, dz.contiguous(), dbias, dinitial.contiguous(),
-    )
+        _from_groups(du_), _from_groups(draw), grads.A.flatten(0, 1), grads.B.transpose(2, 3),
+        grads.C.transpose(2, 3), dD, dz, dbias, dinitial)

@@ -142,7 +142,7 @@ def backward(
         D_skip: Tensor | None, order: str, height: int, width: int, index: Tensor | None, merge: bool,
         saved: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Gradients of (x, proj, dt_weight, dt_bias, A_log, D_skip); empty tensors for absent arguments."""
+    """Gradients of (x, proj, dt_weight, dt_bias, A_log, D_skip)."""
     plan = _Plan(x, dt_weight, dt_bias, A_log, D_skip, order, height, width, index)
     dx, dproj = x.new_empty(x.shape), proj.new_empty(proj.shape)
     dweight, dA = torch.zeros_like(plan.weight), torch.zeros_like(plan.A)
@@ -173,14 +173,8 @@ def backward(
             _skip_gradients_(plan, dx_, dskip, dy_.unsqueeze(1) if merge else dy_, x_.unsqueeze(1))
         dx[tile] = dx_
 
-    absent = x.new_empty(0)
     dweight, dbias = dweight[:, :-1].transpose(1, 2), dweight[:, -1]
-    return (
-        dx, dproj, dweight.to(dt_weight.dtype).contiguous(),
-        dbias.to(dt_bias.dtype).contiguous() if dt_bias is not None else absent,
-        dA.mul_(plan.A).to(A_log.dtype),  # A = -exp(A_log), so dA/dA_log = A
-        dskip.to(D_skip.dtype) if D_skip is not None else absent,
-    )
+    return dx, dproj, dweight, dbias, dA.mul_(plan.A), dskip  # A = -exp(A_log), so dA/dA_log = A
 
 
 def _skip_gradients_(plan: _Plan, dx: Tensor, dskip: Tensor, dy: Tensor, x: Tensor) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _torch_selective
+from . import _torch_selective, _triton
 from ._backend import resolve_backend
 from ._grouped import BLOCK_STEPS
 from ._library import LIBRARY
@@ -56,7 +56,7 @@ def selective_scan(
         check_selective_scan(u, delta, A, B, C, D, z, delta_bias, initial_state)
         y, last_state = selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
     else:
-        y, last_state, _ = torch.ops.vmamba.selective_scan(
+        y, last_state, _, _ = torch.ops.vmamba.selective_scan(
             u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, backend)
     return (y, last_state) if return_last_state else y
 
@@ -64,68 +64,80 @@ def selective_scan(
 _TENSORS = (
     "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
     "bool delta_softplus, Tensor? initial_state")
-LIBRARY.define(f"selective_scan({_TENSORS}, str backend=\"auto\") -> (Tensor y, Tensor last_state, Tensor states)")
 LIBRARY.define(
-    f"selective_scan_backward(Tensor dy, Tensor? dlast_state, Tensor states, {_TENSORS}, str backend) -> Tensor[]")
+    f"selective_scan({_TENSORS}, str backend=\"auto\") -> "
+    "(Tensor y, Tensor last_state, Tensor states, Tensor ungated)")
+LIBRARY.define(
+    "selective_scan_backward(Tensor dy, Tensor? dlast_state, Tensor states, Tensor ungated, "
+    f"{_TENSORS}, str backend) -> Tensor[]")
 
 
 @torch.library.impl(LIBRARY, "selective_scan", "CompositeExplicitAutograd")
 def _forward(
         u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
         delta_bias: Tensor | None, delta_softplus: bool, initial_state: Tensor | None, backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_selective_scan(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    resolve_backend(backend, u)
-    return _torch_selective.forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
+    run = _triton.selective_scan_forward if resolve_backend(backend, u) == "triton" else _torch_selective.forward
+    return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
 
 
 @torch.library.impl(LIBRARY, "selective_scan_backward", "CompositeExplicitAutograd")
 def _backward(
-        dy: Tensor, dlast_state: Tensor | None, states: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
-        C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool,
+        dy: Tensor, dlast_state: Tensor | None, states: Tensor, ungated: Tensor, u: Tensor, delta: Tensor, A: Tensor,
+        B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool,
         initial_state: Tensor | None, backend: str,
 ) -> list[Tensor]:
-    return list(_torch_selective.backward(
-        dy, dlast_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, states))
+    run = _triton.selective_scan_backward if resolve_backend(backend, u) == "triton" else _torch_selective.backward
+    grads = run(
+        dy, dlast_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, states, ungated)
+    arguments = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    return [
+        g.to(t.dtype).contiguous() if t is not None and g is not None else u.new_empty(0)
+        for g, t in zip(grads, arguments, strict=True)]
 
 
 @torch.library.register_fake("vmamba::selective_scan", lib=LIBRARY)
 def _forward_fake(
         u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
         delta_bias: Tensor | None, delta_softplus: bool, initial_state: Tensor | None, backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_selective_scan(u, delta, A, B, C, D, z, delta_bias, initial_state)
     batch, channels, length = u.shape
     groups, states, dtype = B.shape[1], A.shape[1], compute_dtype(u)
-    blocks = 0 if states == 1 else (length + BLOCK_STEPS - 1) // BLOCK_STEPS
+    if resolve_backend(backend, u) == "triton":
+        saved = _triton.selective_scan_states_shape(u, A, B)
+    else:
+        blocks = 0 if states == 1 else (length + BLOCK_STEPS - 1) // BLOCK_STEPS
+        saved = (batch, groups, blocks, states, channels // groups)
     return (
-        u.new_empty(u.shape), u.new_empty((batch, channels, states), dtype=dtype),
-        u.new_empty((batch, groups, blocks, states, channels // groups), dtype=dtype))
+        u.new_empty(u.shape), u.new_empty((batch, channels, states), dtype=dtype), u.new_empty(saved, dtype=dtype),
+        u.new_empty(u.shape if z is not None else 0))
 
 
 @torch.library.register_fake("vmamba::selective_scan_backward", lib=LIBRARY)
 def _backward_fake(
-        dy: Tensor, dlast_state: Tensor | None, states: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor,
-        C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool,
+        dy: Tensor, dlast_state: Tensor | None, states: Tensor, ungated: Tensor, u: Tensor, delta: Tensor, A: Tensor,
+        B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool,
         initial_state: Tensor | None, backend: str,
 ) -> list[Tensor]:
     arguments = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     return [t.new_empty(t.shape) if t is not None else u.new_empty(0) for t in arguments]
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     *arguments, ctx.backend = inputs
     ctx.delta_softplus = arguments.pop(8)
-    ctx.save_for_backward(output[2], *arguments)
+    ctx.save_for_backward(*output[2:], *arguments)
     ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx: Any, dy: Tensor | None, dlast_state: Tensor | None, _: Tensor | None) -> tuple:
-    states, *arguments = ctx.saved_tensors
+def _autograd(ctx: Any, dy: Tensor | None, dlast_state: Tensor | None, *_: Tensor | None) -> tuple:
+    states, ungated, *arguments = ctx.saved_tensors
     if dy is None:
         dy = torch.zeros_like(arguments[0])
     grads = torch.ops.vmamba.selective_scan_backward(
-        dy, dlast_state, states, *arguments[:8], ctx.delta_softplus, arguments[8], ctx.backend)
+        dy, dlast_state, states, ungated, *arguments[:8], ctx.delta_softplus, arguments[8], ctx.backend)
     *grads, dinitial = (g if t is not None else None for g, t in zip(grads, arguments, strict=True))
     return (*grads, None, dinitial, None)
 

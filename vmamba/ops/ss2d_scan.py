@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vmamba.scans import ScanOrder, scan_order, scan_routes
 
-from . import _torch_ss2d
+from . import _torch_ss2d, _triton
 from ._backend import resolve_backend
 from ._library import LIBRARY
 from ._shapes import check_ss2d_scan, compute_dtype, ss2d_output_dtype
@@ -95,8 +95,8 @@ def _forward(
         order: str, height: int, width: int, index: Tensor | None, merge: bool, backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     check_ss2d_scan(x, proj, dt_weight, dt_bias, A_log, D_skip, height, width, index)
-    resolve_backend(backend, x)
-    return _torch_ss2d.forward(x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, merge)
+    run = _triton.ss2d_forward if resolve_backend(backend, x) == "triton" else _torch_ss2d.forward
+    return run(x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, merge)
 
 
 @torch.library.impl(LIBRARY, "ss2d_scan_backward", "CompositeExplicitAutograd")
@@ -105,8 +105,12 @@ def _backward(
         A_log: Tensor, D_skip: Tensor | None, order: str, height: int, width: int, index: Tensor | None, merge: bool,
         backend: str,
 ) -> list[Tensor]:
-    return list(_torch_ss2d.backward(
-        dy, x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, merge, states))
+    run = _triton.ss2d_backward if resolve_backend(backend, x) == "triton" else _torch_ss2d.backward
+    grads = run(dy, x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, merge, states)
+    arguments = (x, proj, dt_weight, dt_bias, A_log, D_skip)
+    return [
+        g.to(t.dtype).contiguous() if t is not None and g is not None else x.new_empty(0)
+        for g, t in zip(grads, arguments, strict=True)]
 
 
 @torch.library.register_fake("vmamba::ss2d_scan", lib=LIBRARY)
@@ -124,10 +128,11 @@ def _forward_fake(
     else:
         steps = scan_order(order, (int(height), int(width)), directions).length
     shape = (batch, length, channels) if merge else (batch, directions, length, channels)
-    blocks = _torch_ss2d.state_blocks(steps, states)
-    return (
-        x.new_empty(shape, dtype=ss2d_output_dtype(x)),
-        x.new_empty((batch, directions, blocks, states, channels), dtype=compute_dtype(x)))
+    if resolve_backend(backend, x) == "triton":
+        saved = _triton.ss2d_states_shape(x, A_log, steps)
+    else:
+        saved = (batch, directions, _torch_ss2d.state_blocks(steps, states), states, channels)
+    return x.new_empty(shape, dtype=ss2d_output_dtype(x)), x.new_empty(saved, dtype=compute_dtype(x))
 
 
 @torch.library.register_fake("vmamba::ss2d_scan_backward", lib=LIBRARY)

@@ -1,0 +1,92 @@
+"""Triton path of the scan operators: the kernels package behind this package's argument conventions.
+
+Imports the kernels, and with them Triton, when a function is called and not before.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from vmamba.scans import scan_order
+
+
+def selective_scan_forward(
+        u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+        delta_bias: Tensor | None, delta_softplus: bool, initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As ``_torch_selective.forward``, with states of the kernels' own shape."""
+    import vmamba_kernels
+    y, last_state, saved = vmamba_kernels.selective_scan_forward(
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, _float(initial_state), save=True)
+    ungated = saved.y if saved.y is not None else u.new_empty(0)
+    return y, last_state, saved.states, ungated
+
+
+def selective_scan_backward(
+        dy: Tensor, dlast: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
+        D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool,
+        initial_state: Tensor | None, states: Tensor, ungated: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """As ``_torch_selective.backward``."""
+    import vmamba_kernels
+    saved = vmamba_kernels.SelectiveScanSaved(ungated if z is not None else None, states)
+    return tuple(vmamba_kernels.selective_scan_backward(
+        dy, u, delta, A, B, C, D, z, delta_bias, delta_softplus, _float(initial_state), saved, dlast_state=dlast))
+
+
+def selective_scan_states_shape(u: Tensor, A: Tensor, B: Tensor) -> tuple[int, ...]:
+    """Shape of the saved states."""
+    from vmamba_kernels.state_shapes import selective_scan_states_shape
+    batch, channels, length = u.shape
+    return selective_scan_states_shape(batch, B.shape[1], length, channels // B.shape[1], A.shape[1])
+
+
+def ss2d_forward(
+        x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
+        order: str, height: int, width: int, index: Tensor | None, merge: bool,
+) -> tuple[Tensor, Tensor]:
+    """As ``_torch_ss2d.forward``, with states of the kernels' own shape."""
+    import vmamba_kernels
+    return vmamba_kernels.ss2d_forward(
+        x, proj, *_parameters(dt_weight, dt_bias, A_log, D_skip), merge=merge, save_states=True,
+        **_order(x, dt_weight, order, height, width, index))
+
+
+def ss2d_backward(
+        dy: Tensor, x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor,
+        D_skip: Tensor | None, order: str, height: int, width: int, index: Tensor | None, merge: bool,
+        states: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """As ``_torch_ss2d.backward``."""
+    import vmamba_kernels
+    return tuple(vmamba_kernels.ss2d_backward(
+        dy, x, proj, *_parameters(dt_weight, dt_bias, A_log, D_skip), states,
+        **_order(x, dt_weight, order, height, width, index)))
+
+
+def ss2d_states_shape(x: Tensor, A_log: Tensor, steps: int) -> tuple[int, ...]:
+    """Shape of the saved states for ``steps`` steps per direction."""
+    from vmamba_kernels.state_shapes import ss2d_states_shape
+    batch, _, channels = x.shape
+    return ss2d_states_shape(batch, A_log.shape[0], steps, channels, A_log.shape[2])
+
+
+def _float(t: Tensor | None) -> Tensor | None:
+    return t.float() if t is not None else None
+
+
+def _parameters(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Parameters as the kernels take them, in float32."""
+    return tuple(_float(t) for t in tensors)
+
+
+def _order(
+        x: Tensor, dt_weight: Tensor, order: str, height: int, width: int, index: Tensor | None) -> dict[str, Any]:
+    """The kernels walk row and column orders by arithmetic and any other by its table."""
+    if index is not None:
+        return {"index": index}
+    if order in ("uni", "bidi", "cross"):
+        return {"order": order, "height": height, "width": width}
+    table = scan_order(order, (height, width), dt_weight.shape[0], x.device)
+    return {"index": table.index.contiguous(), "index_covers": bool((table.inverse >= 0).all())}
