@@ -45,7 +45,7 @@ def tile_delta(
     proj_base, p, ok_t, weights, biases, R: tl.constexpr, ROW: tl.constexpr, HAS_C: tl.constexpr,
     SUB: tl.constexpr, PADDED: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """Delta's pre-activations in units of log 2 (SUB x 16 vectors [32]), first factors [16, 16] and B, C [16, 2] at 16 positions.
+    """Delta's pre-activations in units of log 2 (SUB x 16 vectors [32]), and B, C [16, 2], at 16 positions.
 
     The factors' columns from R on may hold B and C; the weight is zero there. Only padding slots are masked: past the end of the
     sequence the positions are valid, and what is computed there goes nowhere.
@@ -63,7 +63,6 @@ def tile_delta(
     z = ()
     for s in tl.static_range(SUB):
         z = z + (tl.zeros([16, 32], tl.float32) + biases[s][None, :],)
-    factors = ()
     for chunk in tl.static_range((R + 15) // 16):
         c = r + 16 * chunk
         if PADDED:
@@ -72,7 +71,6 @@ def tile_delta(
             tile = tl.load(row + c[None, :])
         else:
             tile = tl.load(row + c[None, :], mask=(c < P)[None, :], other=0.0)
-        factors = factors + (tile,)
         new_z = ()
         for s in tl.static_range(SUB):
             new_z = new_z + (project(tile, weights[s][chunk][0], weights[s][chunk][1], z[s], FAST),)
@@ -80,4 +78,4 @@ def tile_delta(
     z2 = ()
     for s in tl.static_range(SUB):
         z2 = z2 + (unpack16(z[s]),)
-    return z2, factors[0], bc
+    return z2, bc

@@ -25,7 +25,9 @@ def check_device(**tensors: torch.Tensor | None) -> None:
         if t.device != device:
             raise ValueError(f"{name} is on {t.device}, the first argument on {device}; all must share one device")
     if device.type != "cuda" and not interpreted():
-        raise ValueError(f"Triton kernels need CUDA tensors, got {device}; set TRITON_INTERPRET=1 before import to run them on CPU")
+        raise ValueError(
+            f"Triton kernels need CUDA tensors, got {device}; set TRITON_INTERPRET=1 before import to run them on CPU"
+        )
 
 
 def check_shape(name: str, t: torch.Tensor, shape: tuple[int, ...], meaning: str) -> None:

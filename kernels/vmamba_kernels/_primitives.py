@@ -112,6 +112,17 @@ def reverse(rows):
 
 
 @triton.jit
+def tf32(x, ROUND: tl.constexpr):
+    """x rounded to nearest as tf32; the tensor cores themselves would cut it off."""
+    if ROUND:
+        return tl.inline_asm_elementwise(
+            "cvt.rna.tf32.f32 $0, $1;", "=r,f", [x], dtype=tl.int32, is_pure=True, pack=1
+        ).to(tl.float32, bitcast=True)
+    else:
+        return x
+
+
+@triton.jit
 def row_selectors():
     """For r in 0..7, a vector [32] that is 1.0 in lanes 4r .. 4r + 3: the constants of ``lane_sums_step``."""
     lane = tl.arange(0, 32)
@@ -137,7 +148,18 @@ def lane_sums_step(sums, select, even, odd, pair: tl.constexpr):
     return tl.inline_asm_elementwise(
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
         "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
-        [a0, a1, a2, a3, even.to(tl.int32, bitcast=True), odd.to(tl.int32, bitcast=True), sums[0], sums[1], sums[2], sums[3]],
+        [
+            a0,
+            a1,
+            a2,
+            a3,
+            even.to(tl.int32, bitcast=True),
+            odd.to(tl.int32, bitcast=True),
+            sums[0],
+            sums[1],
+            sums[2],
+            sums[3],
+        ],
         dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
         is_pure=True,
         pack=1,

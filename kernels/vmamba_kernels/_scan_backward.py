@@ -3,8 +3,22 @@
 import triton
 import triton.language as tl
 
-from ._primitives import LN2, LOG2E, TABLE, ex2, lane_sums, lane_sums_step, pack16, reverse, row_selectors, softplus2, spread16, unpack16
 from ._delta import load_weights
+from ._primitives import (
+    LN2,
+    LOG2E,
+    TABLE,
+    ex2,
+    lane_sums,
+    lane_sums_step,
+    pack16,
+    reverse,
+    row_selectors,
+    softplus2,
+    spread16,
+    tf32,
+    unpack16,
+)
 from ._scan_forward import column16, scan_delta
 from ._walk import direction, tile_positions
 
@@ -53,6 +67,7 @@ def scan_bwd_kernel(
 ):  # fmt: skip
     BLOCKS: tl.constexpr = (C + 31) // 32
     TENSOR_SUMS: tl.constexpr = FAST and not PRECISE
+    ROUND: tl.constexpr = TENSOR_SUMS and x_ptr.dtype.element_ty == tl.float16
     pid = tl.program_id(0)
     block = pid % BLOCKS
     g = pid // BLOCKS % G
@@ -200,8 +215,8 @@ def scan_bwd_kernel(
                     d_a += g_kept * delta2[t]
                     new_gb = new_gb + (gb_sum[t] + g_h * b_s[t],)
                     new_ga = new_ga + (ga_sum[t] + a_n * g_kept,)
-                    gv_r = gv_r + (g_h * v[t],)
-                    dyh_r = dyh_r + (dys[t] * states[t + 1],)
+                    gv_r = gv_r + (tf32(g_h * v[t], ROUND),)
+                    dyh_r = dyh_r + (tf32(dys[t] * states[t + 1], ROUND),)
                     if TENSOR_SUMS and t % 2 == 0:
                         sum_gv = lane_sums_step(sum_gv, select, gv_r[15 - t], gv_r[14 - t], t // 2)
                         sum_dyh = lane_sums_step(sum_dyh, select, dyh_r[15 - t], dyh_r[14 - t], t // 2)

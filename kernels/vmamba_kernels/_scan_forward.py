@@ -33,7 +33,9 @@ def scan_delta(
         z = tl.zeros([16, 32], tl.float32) + bias[None, :]
         for chunk in tl.static_range((R + 15) // 16):
             r = tl.arange(0, 16) + 16 * chunk
-            tile = tl.load(factors_ptr + factors_at[:, None] + r[None, :], mask=ok_t[:, None] & (r < R)[None, :], other=0.0)
+            tile = tl.load(
+                factors_ptr + factors_at[:, None] + r[None, :], mask=ok_t[:, None] & (r < R)[None, :], other=0.0
+            )
             z = project(tile, weights[chunk][0], weights[chunk][1], z, FAST)
     return unpack16(z)
 

@@ -16,6 +16,7 @@ from ._primitives import (
     row_selectors,
     softplus2,
     spread16,
+    tf32,
     unpack16,
 )
 from ._walk import direction, tile_positions
@@ -32,8 +33,8 @@ def ss2d_bwd_kernel_n1(
     d_skip_ptr,  # [K, D]
     states_ptr,  # [B, K, tiles, D]: state before each tile of 16 visits
     dx_ptr,  # [B, K, L, D]
-    dproj_ptr,  # [blocks, B, L, K, P] fp32; with KEEP_DZ only the columns of B and C
-    dweight_ptr,  # [B / images, K, D, R] fp32; with KEEP_DZ the gradient to delta's pre-activation, [K, B, L, D]
+    dbc_ptr,  # [blocks, B, L, K, P - R] fp32: B and C
+    dz_ptr,  # [K, B, L, D]: gradient to delta's pre-activation
     dvec_ptr,  # [B / images, 3, K, D] fp32: dt_bias, A_log, D_skip
     index_ptr,  # [K, L_visits], only for ORDER == TABLE
     x_sb,
@@ -57,7 +58,6 @@ def ss2d_bwd_kernel_n1(
     HAS_SKIP: tl.constexpr,
     EVEN: tl.constexpr,  # L_visits is a multiple of 16
     STAGES: tl.constexpr,  # depth of the software pipeline over tiles
-    KEEP_DZ: tl.constexpr,  # R > 16: leave the products with the weight and the factors to matrix kernels
     PRECISE: tl.constexpr,
     FAST: tl.constexpr,
 ):
@@ -66,13 +66,8 @@ def ss2d_bwd_kernel_n1(
     WHOLE: tl.constexpr = D % 32 == 0
     P: tl.constexpr = R + 1 + HAS_C
     PADDED: tl.constexpr = ORDER == TABLE
-    SUMS: tl.constexpr = 1 + HAS_C if KEEP_DZ else P  # columns of dproj
-    FIRST: tl.constexpr = 0 if KEEP_DZ else R  # where those of B and C begin
-    # operands of the products with the weight: bfloat16 rounds at random by less than the gradients' own final rounding
-    HALF: tl.constexpr = FAST and proj_ptr.dtype.element_ty == tl.bfloat16
-    DOT_TYPE: tl.constexpr = tl.bfloat16 if HALF else tl.float32
-    DOT: tl.constexpr = "tf32x3" if PRECISE else "tf32"
     TENSOR_SUMS: tl.constexpr = FAST and not PRECISE
+    ROUND: tl.constexpr = TENSOR_SUMS and x_ptr.dtype.element_ty == tl.float16  # cutting off would show in the gradients
 
     pid = tl.program_id(0)
     k = pid % K
@@ -95,12 +90,8 @@ def ss2d_bwd_kernel_n1(
         bias = tl.load(dt_bias_ptr + k * D + d, mask=d_ok, other=0.0) * LOG2E
     else:
         bias = tl.zeros([32], tl.float32)
-    r = tl.arange(0, 16)
     weight = dt_weight_ptr + k * D * R
     weights = load_weights(weight, d, d_ok, R, proj_ptr.dtype.element_ty)
-    if not KEEP_DZ:
-        w_t, w_t_lo = load_weights(weight, d, d_ok, R, DOT_TYPE)[0]
-        d_w = tl.zeros([32, 16], tl.float32)
     select = row_selectors()
 
     zero = tl.zeros([32], tl.float32)
@@ -114,7 +105,7 @@ def ss2d_bwd_kernel_n1(
     b = (group * images).to(tl.int64)
     tile = tiles - 1
     p, ok_t = tile_positions(tile * 16 + tile_t, walk, L_visits, step, mirror, L, height, reciprocal, ORDER)
-    z2, factors, bc = tile_delta(
+    z2, bc = tile_delta(
         proj_k + b * L * (K * P), p, ok_t, (weights,), (bias,), R, K * P, HAS_C, 1, PADDED, FAST
     )
     for _ in tl.range(0, images * tiles, num_stages=STAGES):
@@ -161,10 +152,10 @@ def ss2d_bwd_kernel_n1(
             v = dl * x
             if HAS_C:
                 g = c_s[t] * dy + carry
-                dyh_r = dyh_r + (dy * states[t + 1],)
+                dyh_r = dyh_r + (tf32(dy * states[t + 1], ROUND),)
             else:
                 g = dy + carry
-            gv_r = gv_r + (g * v,)
+            gv_r = gv_r + (tf32(g * v, ROUND),)
             gb = g * b_s[t]
             g_kept = g * kept
             dx = gb * dl
@@ -174,7 +165,7 @@ def ss2d_bwd_kernel_n1(
             # gradient to the pre-activation, times ln 2
             dz = ex2(z2[0][t] - dl, FAST) * (gb * x + (a_nat * LN2) * g_kept)
             dx_r = dx_r + (dx.to(dx_ptr.dtype.element_ty),)
-            dz_r = dz_r + ((dz * LOG2E).to(dweight_ptr.dtype.element_ty) if KEEP_DZ else dz.to(DOT_TYPE),)
+            dz_r = dz_r + ((dz * LOG2E).to(dz_ptr.dtype.element_ty),)
             carry = decay * g
             d_bias += dz
             d_a += g_kept * dl
@@ -185,16 +176,8 @@ def ss2d_bwd_kernel_n1(
 
         dx_tile = tl.trans(pack16(reverse(dx_r)))
         dx_at = dx_ptr + (b * K + k) * L * D + at * D + d[None, :]
-        if KEEP_DZ:
-            dz_at = dweight_ptr + ((k * batch + b) * L * D + at * D + d[None, :])
-            dz_tile = tl.trans(pack16(reverse(dz_r)))
-        else:
-            # sums over the channels: to the factors a product with the weight, to B and C plain
-            dz_tile = pack16(reverse(dz_r))  # [32, 16]
-            acc = tl.dot(w_t, dz_tile, input_precision=DOT)  # [16, 16], factors x visits
-            if HALF:
-                acc = tl.dot(w_t_lo, dz_tile, acc)
-            d_w = tl.dot(dz_tile, factors.to(DOT_TYPE), d_w, input_precision=DOT)
+        dz_tile = tl.trans(pack16(reverse(dz_r)))
+        dz_at = dz_ptr + (k * batch + b) * L * D + at * D + d[None, :]
         if TENSOR_SUMS:
             db = lane_sums(sum_gv)
         else:
@@ -205,39 +188,29 @@ def ss2d_bwd_kernel_n1(
                 dc = lane_sums(sum_dyh)
             else:
                 dc = tl.sum(pack16(reverse(dyh_r)), 0)
-        d_row = dproj_ptr + ((block.to(tl.int64) * batch + b) * L + p) * (K * SUMS) + k * SUMS
         dbc = tl.join(db * LN2, dc)
+        dbc_at = dbc_ptr + (((block.to(tl.int64) * batch + b) * L + p) * K + k)[:, None] * (P - R) + two[None, :]
         if FULL:
-            tl.store(d_row[:, None] + FIRST + two[None, :], dbc, mask=(two < 1 + HAS_C)[None, :])
+            tl.store(dbc_at, dbc, mask=(two < P - R)[None, :])
         else:
-            tl.store(d_row[:, None] + FIRST + two[None, :], dbc, mask=ok_t[:, None] & (two < 1 + HAS_C)[None, :])
-        if not KEEP_DZ:
-            if FULL:
-                tl.store(d_row[None, :] + r[:, None], acc, mask=(r < R)[:, None])
-            else:
-                tl.store(d_row[None, :] + r[:, None], acc, mask=ok_t[None, :] & (r < R)[:, None])
+            tl.store(dbc_at, dbc, mask=ok_t[:, None] & (two < P - R)[None, :])
         if FULL and WHOLE:
             tl.store(dx_at, dx_tile)
-            if KEEP_DZ:
-                tl.store(dz_at, dz_tile)
+            tl.store(dz_at, dz_tile)
         else:
             tl.store(dx_at, dx_tile, mask=ok_t[:, None] & d_ok[None, :])
-            if KEEP_DZ:
-                tl.store(dz_at, dz_tile, mask=ok_t[:, None] & d_ok[None, :])
+            tl.store(dz_at, dz_tile, mask=ok_t[:, None] & d_ok[None, :])
 
         # the next tile's delta, so that its latency hides behind this tile's arithmetic
         b = tl.minimum(b + tl.where(tile == 0, 1, 0), batch - 1)
         tile = tl.where(tile == 0, tiles, tile) - 1
         p, ok_t = tile_positions(tile * 16 + tile_t, walk, L_visits, step, mirror, L, height, reciprocal, ORDER)
-        z2, factors, bc = tile_delta(
+        z2, bc = tile_delta(
             proj_k + b * L * (K * P), p, ok_t, (weights,), (bias,), R, K * P, HAS_C, 1, PADDED, FAST
         )
 
-    at = (group * K + k).to(tl.int64) * D + d
-    # dz was accumulated times ln 2
-    if not KEEP_DZ:
-        tl.store(dweight_ptr + at[:, None] * R + r[None, :], d_w * LOG2E, mask=d_ok[:, None] & (r < R)[None, :])
     out = dvec_ptr + (group.to(tl.int64) * 3 * K + k) * D + d
+    # dz was accumulated times ln 2
     tl.store(out, d_bias * LOG2E, mask=d_ok)
     tl.store(out + K * D, d_a * (a_nat * LN2), mask=d_ok)
     tl.store(out + 2 * K * D, d_s, mask=d_ok)

@@ -84,7 +84,7 @@ def ss2d_fwd_kernel_n1(
     b = (group * images).to(tl.int64)
     p, ok_t = tile_positions(tile_t, walk, L_visits, step, mirror, L, height, reciprocal, ORDER)
     PADDED: tl.constexpr = ORDER == TABLE
-    z2, _, bc = tile_delta(proj_k + b * L * (K * P), p, ok_t, weights, bias, R, K * P, HAS_C, SUB, PADDED, FAST)
+    z2, bc = tile_delta(proj_k + b * L * (K * P), p, ok_t, weights, bias, R, K * P, HAS_C, SUB, PADDED, FAST)
     tile = tl.zeros([], tl.int32)
     for _ in tl.range(0, images * tiles, num_stages=STAGES):
         at = p[:, None].to(tl.int64)
@@ -108,7 +108,7 @@ def ss2d_fwd_kernel_n1(
         p_next, ok_next = tile_positions(
             tile_next * 16 + tile_t, walk, L_visits, step, mirror, L, height, reciprocal, ORDER
         )
-        z2_next, _, bc_next = tile_delta(
+        z2_next, bc_next = tile_delta(
             proj_k + b_next * L * (K * P), p_next, ok_next, weights, bias, R, K * P, HAS_C, SUB, PADDED, FAST
         )
 

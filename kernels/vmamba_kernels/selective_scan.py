@@ -1,8 +1,8 @@
 """The selective scan of Mamba (Gu and Dao 2023, algorithm 2) in mamba-ssm's signature.
 
-    delta = softplus(delta + delta_bias)          (softplus if asked for)
-    h     = exp(delta * A) * h + delta * B * u
-    out   = (<C, h> + D * u) * silu(z)
+delta = softplus(delta + delta_bias)          (softplus if asked for)
+h     = exp(delta * A) * h + delta * B * u
+out   = (<C, h> + D * u) * silu(z)
 """
 
 from typing import NamedTuple

@@ -13,10 +13,11 @@ import torch
 
 from . import _launch, configs
 from ._launch import check_device, check_shape, fast_math, rows_contiguous
-from ._merge import merge_directions, sum_dproj
+from ._merge import merge_directions
 from ._scan_launch import Scan, scan_backward, scan_forward, tiles_per_state
 from ._ss2d_backward import ss2d_bwd_kernel_n1
 from ._ss2d_forward import ss2d_fwd_kernel_n1
+from ._ss2d_products import projection_gradients, weight_gradient
 
 TILE = 16  # visits per tile; a state is kept per tile
 _ORDERS = {"uni": 0, "bidi": 1, "cross": 2}
@@ -72,7 +73,9 @@ def _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, wid
         check_shape("D_skip", D_skip, (K, D), "(K, D)")
     has_c = proj.shape[3] != R + N
     if not has_c and N != 1:
-        raise ValueError(f"C may be omitted only for N = 1: proj has {proj.shape[3]} entries per direction, R = {R}, N = {N}")
+        raise ValueError(
+            f"C may be omitted only for N = 1: proj has {proj.shape[3]} entries per direction, R = {R}, N = {N}"
+        )
     check_shape("proj", proj, (B, L, K, R + 2 * N if has_c else R + 1), "(B, L, K, R + 2N)")
     if index is not None:
         if index.dim() != 2 or index.shape[0] != K or index.dtype != torch.int32:
@@ -89,7 +92,9 @@ def _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, wid
     if order == "cross" and 1 in (height, width):
         order = "bidi"  # a single row or column: both routes are the same
     if order == "cross" and L * height >= 2**32:
-        raise ValueError(f"order 'cross' takes height * L < 2**32, got {height} * {L}; pass the order as an index table")
+        raise ValueError(
+            f"order 'cross' takes height * L < 2**32, got {height} * {L}; pass the order as an index table"
+        )
     return _Problem(B, L, D, K, N, R, has_c, _ORDERS[order], L, height, width)
 
 
@@ -97,20 +102,6 @@ def _output(p: _Problem, dtype: torch.dtype, device: torch.device, covers: bool)
     """[B, K, L, D]; zeroed when the table may leave tokens out."""
     make = _launch.empty if p.order != _TABLE or covers else torch.zeros
     return make((p.B, p.K, p.L, p.D), dtype=dtype, device=device)
-
-
-def _weight_gradient(dz: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """[K, D, R] float32 product of dz [K, T, D] and factors [K, T, R] over T, in slices of T so that it fills the device."""
-    K, T, D = dz.shape
-    R = factors.shape[2]
-    slices = max(s for s in range(1, 33) if T % s == 0)
-    factors = factors.to(dz.dtype).contiguous().view(K * slices, T // slices, R)
-    dz = dz.view(K * slices, T // slices, D)
-    if dz.is_cuda and dz.dtype != torch.float32:
-        parts = torch.bmm(dz.transpose(1, 2), factors, out_dtype=torch.float32)
-    else:
-        parts = torch.bmm(dz.transpose(1, 2).float(), factors.float())
-    return parts.view(K, slices, D, R).sum(1)
 
 
 def ss2d_forward(
@@ -229,35 +220,24 @@ def ss2d_backward(
     groups = p.B // images
     dx = _output(p, _launch.accumulator_dtype(x.dtype), x.device, index_covers)
     make = _launch.empty if p.order != _TABLE or index_covers else torch.zeros
-    wide = p.R > 16  # then the products with the weight and the factors are left to matrix kernels
-    columns = proj.shape[3] - p.R if wide else proj.shape[3]
-    dproj = make((blocks, p.B, p.L, p.K, columns), dtype=torch.float32, device=x.device)
-    if wide:
-        dweight = make((p.K, p.B * p.L, p.D), dtype=dx.dtype, device=x.device)
-    else:
-        dweight = _launch.empty((groups, p.K, p.D, p.R), dtype=torch.float32, device=x.device)
+    dbc = make((blocks, p.B, p.L, p.K, proj.shape[3] - p.R), dtype=torch.float32, device=x.device)
+    dz = make((p.K, p.B * p.L, p.D), dtype=dx.dtype, device=x.device)
     dvec = _launch.empty((groups, 3, p.K, p.D), dtype=torch.float32, device=x.device)
     if dx.numel():
         ss2d_bwd_kernel_n1[(groups * blocks * p.K,)](
             dy, x, proj, dt_weight.contiguous(), dt_bias, A_log.contiguous(), D_skip, states,
-            dx, dproj, dweight, dvec, index,
+            dx, dbc, dz, dvec, index,
             x.stride(0), dy.stride(0), 0 if merged else dy.stride(1), p.B, images, p.L, p.visits, p.height, p.width, -(-(2**32) // p.height),
             X_ROW=x.stride(1), DY_ROW=dy.stride(-2), D=p.D, K=p.K, R=p.R, STAGES=stages,
             ORDER=p.order, HAS_C=p.has_c, HAS_BIAS=dt_bias is not None, HAS_SKIP=D_skip is not None,
-            EVEN=p.visits % TILE == 0, KEEP_DZ=wide, PRECISE=x.dtype == torch.float32, FAST=fast_math(),
+            EVEN=p.visits % TILE == 0, PRECISE=x.dtype == torch.float32, FAST=fast_math(),
             num_warps=1, maxnreg=registers,
         )  # fmt: skip
-    dfactors = None
-    if wide:
-        dz = dweight
-        dfactors = torch.bmm(dz, dt_weight.to(dz.dtype))
-        dweight = _weight_gradient(dz, proj.view(p.B * p.L, p.K, -1)[..., : p.R].transpose(0, 1))
-    else:
-        dweight = dweight.sum(0)
+    dproj, dweight = projection_gradients(dz, dt_weight, proj, dbc)
     vec = dvec.sum(0)
     return SS2DGradients(
         x=merge_directions(dx, x.dtype),
-        proj=sum_dproj(dproj, dfactors, proj, p.R),
+        proj=dproj,
         dt_weight=dweight,
         dt_bias=vec[0] if dt_bias is not None else None,
         A_log=vec[1].view_as(A_log),
@@ -287,7 +267,9 @@ def _general(p: _Problem, x, proj, dt_weight, dt_bias, A_log, D_skip, index) -> 
     )
 
 
-def _backward_general(p: _Problem, dy, x, proj, dt_weight, dt_bias, A_log, D_skip, states, index, covers) -> SS2DGradients:
+def _backward_general(
+    p: _Problem, dy, x, proj, dt_weight, dt_bias, A_log, D_skip, states, index, covers
+) -> SS2DGradients:
     scan = _general(p, x, proj, dt_weight, dt_bias, A_log, D_skip, index)
     groups = -(-(-(-p.visits // TILE)) // tiles_per_state(p.N))
     check_shape("states", states, (p.B, p.K, groups, p.N, p.D), "(B, K, groups of tiles, N, D)")
@@ -302,7 +284,7 @@ def _backward_general(p: _Problem, dy, x, proj, dt_weight, dt_bias, A_log, D_ski
     return SS2DGradients(
         x=merge_directions(dx, x.dtype),
         proj=dproj.to(proj.dtype),
-        dt_weight=_weight_gradient(dz, proj.view(p.B * p.L, p.K, -1)[..., : p.R].transpose(0, 1)),
+        dt_weight=weight_gradient(dz, proj.view(p.B * p.L, p.K, -1)[..., : p.R].transpose(0, 1)),
         dt_bias=g.bias if dt_bias is not None else None,
         A_log=g.dA.transpose(1, 2) * -torch.exp(A_log),
         D_skip=g.skip if D_skip is not None else None,

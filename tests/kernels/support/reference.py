@@ -1,4 +1,4 @@
-"""The scans, written to be read: plain loops in float64, gradients by autograd. The truth that the kernels are tested against."""
+"""The scans, written to be read: plain loops in float64, gradients by autograd. The kernels are tested against them."""
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ def ss2d_reference(x, proj, dt_weight, dt_bias, A_log, D_skip, index) -> torch.T
             z = row[:, :R] @ dt_weight[k].t()
             if dt_bias is not None:
                 z = z + dt_bias[k].double()
-            delta = F.softplus(z, threshold=1e9)  # [B, D]
+            delta = F.softplus(z, threshold=40)  # [B, D]
             Bt, Ct = row[:, R : R + N], row[:, R + N :]
             h = torch.exp(delta[..., None] * A) * h + (delta * xt)[..., None] * Bt[:, None]
             y = (h * Ct[:, None]).sum(-1) if Ct.shape[1] else h[..., 0]
@@ -44,3 +44,26 @@ def ss2d_reference(x, proj, dt_weight, dt_bias, A_log, D_skip, index) -> torch.T
                 out[p] = y
         directions.append(torch.stack(out, 1))
     return torch.stack(directions, 1)
+
+
+def selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state):
+    """Output [B, D, L] and last state [B, D, N] in float64; arguments as in mamba-ssm, B and C [B, G, N, L]."""
+    u, delta, A, B, C = (t.double() for t in (u, delta, A, B, C))
+    if delta_bias is not None:
+        delta = delta + delta_bias.double()[:, None]
+    if delta_softplus:
+        delta = F.softplus(delta, threshold=40)
+    repeat = u.shape[1] // B.shape[1]
+    h = u.new_zeros(*u.shape[:2], A.shape[1]) if initial_state is None else initial_state.double()
+    ys = []
+    for t in range(u.shape[2]):
+        Bt = B[..., t].repeat_interleave(repeat, 1)  # [B, D, N]
+        Ct = C[..., t].repeat_interleave(repeat, 1)
+        h = torch.exp(delta[:, :, t, None] * A) * h + (delta * u)[:, :, t, None] * Bt
+        ys.append((h * Ct).sum(-1))
+    y = torch.stack(ys, -1)
+    if D is not None:
+        y = y + D.double()[:, None] * u
+    if z is not None:
+        y = y * F.silu(z.double())
+    return y, h
