@@ -41,14 +41,13 @@ def load_weights(dt_weight, d, d_ok, R: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
-def tile_delta(
-    proj_base, p, ok_t, weights, biases, R: tl.constexpr, ROW: tl.constexpr, HAS_C: tl.constexpr,
-    SUB: tl.constexpr, PADDED: tl.constexpr, FAST: tl.constexpr,
+def tile_factors(
+    proj_base, p, ok_t, R: tl.constexpr, ROW: tl.constexpr, HAS_C: tl.constexpr, PADDED: tl.constexpr
 ):  # fmt: skip
-    """Delta's pre-activations in units of log 2 (SUB x 16 vectors [32]), and B, C [16, 2], at 16 positions.
+    """Delta's factors at 16 positions, in chunks [16, 16], and B and C [16, 2].
 
-    The factors' columns from R on may hold B and C; the weight is zero there. Only padding slots are masked: past the end of the
-    sequence the positions are valid, and what is computed there goes nowhere.
+    The factors' columns from R on may hold B and C; the weight is zero there. Only padding slots are masked: past the
+    end of the sequence the positions are valid, and what is computed there goes nowhere.
     """
     P: tl.constexpr = R + 1 + HAS_C
     r = tl.arange(0, 16)
@@ -60,9 +59,7 @@ def tile_delta(
         bc = tl.load(row + R + two[None, :])
     else:
         bc = tl.load(row + R + two[None, :], mask=(two < 1)[None, :], other=0.0)
-    z = ()
-    for s in tl.static_range(SUB):
-        z = z + (tl.zeros([16, 32], tl.float32) + biases[s][None, :],)
+    factors = ()
     for chunk in tl.static_range((R + 15) // 16):
         c = r + 16 * chunk
         if PADDED:
@@ -71,11 +68,17 @@ def tile_delta(
             tile = tl.load(row + c[None, :])
         else:
             tile = tl.load(row + c[None, :], mask=(c < P)[None, :], other=0.0)
-        new_z = ()
-        for s in tl.static_range(SUB):
-            new_z = new_z + (project(tile, weights[s][chunk][0], weights[s][chunk][1], z[s], FAST),)
-        z = new_z
+        factors = factors + (tile,)
+    return factors, bc
+
+
+@triton.jit
+def tile_delta(factors, weights, biases, SUB: tl.constexpr, FAST: tl.constexpr):
+    """Delta's pre-activations in units of log 2 at 16 positions: for each of SUB channel blocks 16 vectors [32]."""
     z2 = ()
     for s in tl.static_range(SUB):
-        z2 = z2 + (unpack16(z[s]),)
-    return z2, bc
+        z = tl.zeros([16, 32], tl.float32) + biases[s][None, :]
+        for chunk in tl.static_range(len(factors)):
+            z = project(factors[chunk], weights[s][chunk][0], weights[s][chunk][1], z, FAST)
+        z2 = z2 + (unpack16(z),)
+    return z2

@@ -15,12 +15,18 @@ from ._primitives import (
     reverse,
     row_selectors,
     softplus2,
-    spread16,
     tf32,
     unpack16,
 )
-from ._scan_forward import column16, scan_delta
+from ._scan_forward import column16, scan_delta, spread_column
 from ._walk import direction, tile_positions
+
+
+@triton.jit
+def tile_state(first, saved_at, scratch_at, ok):
+    """State before a tile: the saved one before the group's first, else the recomputed one."""
+    saved = tl.load(saved_at, mask=ok & first, other=0.0)
+    return saved + tl.load(scratch_at, mask=ok & (first == 0), other=0.0)
 
 
 @triton.jit(do_not_specialize=["B", "L", "visits", "height", "width", "reciprocal", "every", "N", "G"])
@@ -113,6 +119,10 @@ def scan_bwd_kernel(
     da_base = da_ptr + bg * N * C + d
     dbc_base = dbc_ptr + ((block.to(tl.int64) * B + b) * G + g) * 2 * N * L
 
+    dlast_base = carry_base
+    if HAS_DLAST:
+        dlast_base = dlast_ptr + bg * N * C + d
+
     zero = tl.zeros([32], tl.float32)
     sum_bias = zero
     sum_skip = zero
@@ -142,16 +152,26 @@ def scan_bwd_kernel(
                     dl = z2[t]
                 delta2 = delta2 + (dl,)
                 v = v + (dl * xs[t].to(tl.float32) * LN2,)
+            a_n = tl.load(a_base, mask=d_ok, other=0.0)
+            b_n = column16(b_base + at * b_sl, ok_t)
+            h = tile_state(i == 0, states_base + group.to(tl.int64) * N * C, scratch_base + i * N * C, d_ok)
             for n in range(0, N):
-                a_n = tl.load(a_base + n * C, mask=d_ok, other=0.0)
-                b_s = spread16(column16(b_base + at * b_sl + n * b_sn, ok_t), 32)
-                if i == 0:
-                    h = tl.load(states_base + (group.to(tl.int64) * N + n) * C, mask=d_ok, other=0.0)
-                else:
-                    h = tl.load(scratch_base + (i * N + n) * C, mask=d_ok, other=0.0)
+                more = n + 1 < N
+                a_next = tl.load(a_base + (n + 1) * C, mask=d_ok & more, other=0.0)
+                b_next = column16(b_base + at * b_sl + (n + 1) * b_sn, ok_t & more)
+                h_next = tile_state(
+                    i == 0,
+                    states_base + (group.to(tl.int64) * N + n + 1) * C,
+                    scratch_base + (i * N + n + 1) * C,
+                    d_ok & more,
+                )
+                b_s = spread_column(b_n)
                 for t in tl.static_range(16):
                     h = ex2(a_n * delta2[t], FAST) * h + b_s[t] * v[t]
                 tl.store(scratch_base + ((i + 1) * N + n) * C, h, mask=d_ok)
+                a_n = a_next
+                b_n = b_next
+                h = h_next
 
         for j in range(0, count):
             i = count - 1 - j
@@ -179,22 +199,33 @@ def scan_bwd_kernel(
                 v = v + (dl * xs[t].to(tl.float32) * LN2,)
                 gb_sum = gb_sum + (zero,)
                 ga_sum = ga_sum + (zero,)
+            a_n = tl.load(a_base, mask=d_ok, other=0.0)
+            b_n = column16(b_base + at * b_sl, ok_t)
+            c_n = column16(c_base + at * c_sl, ok_t)
+            h = tile_state(i == 0, states_base + group.to(tl.int64) * N * C, scratch_base + i * N * C, d_ok)
+            later = tile < tiles - 1
+            d_a = tl.load(da_base, mask=d_ok & later, other=0.0)
+            carry = tl.load(carry_base, mask=d_ok & later, other=0.0)
+            if HAS_DLAST:
+                carry += tl.load(dlast_base, mask=d_ok & (later == 0), other=0.0)
             for n in range(0, N):
-                a_n = tl.load(a_base + n * C, mask=d_ok, other=0.0)
-                b_s = spread16(column16(b_base + at * b_sl + n * b_sn, ok_t), 32)
-                c_s = spread16(column16(c_base + at * c_sl + n * c_sn, ok_t), 32)
-                if i == 0:
-                    h = tl.load(states_base + (group.to(tl.int64) * N + n) * C, mask=d_ok, other=0.0)
-                else:
-                    h = tl.load(scratch_base + (i * N + n) * C, mask=d_ok, other=0.0)
-                d_a = zero
-                carry = zero
-                if tile == tiles - 1:
-                    if HAS_DLAST:
-                        carry = tl.load(dlast_ptr + bg * N * C + d + n * C, mask=d_ok, other=0.0)
-                else:
-                    carry = tl.load(carry_base + n * C, mask=d_ok, other=0.0)
-                    d_a = tl.load(da_base + n * C, mask=d_ok, other=0.0)
+                # a state's values are loaded one state ahead
+                more = n + 1 < N
+                a_next = tl.load(a_base + (n + 1) * C, mask=d_ok & more, other=0.0)
+                b_next = column16(b_base + at * b_sl + (n + 1) * b_sn, ok_t & more)
+                c_next = column16(c_base + at * c_sl + (n + 1) * c_sn, ok_t & more)
+                h_next = tile_state(
+                    i == 0,
+                    states_base + (group.to(tl.int64) * N + n + 1) * C,
+                    scratch_base + (i * N + n + 1) * C,
+                    d_ok & more,
+                )
+                d_a_next = tl.load(da_base + (n + 1) * C, mask=d_ok & later & more, other=0.0)
+                carry_next = tl.load(carry_base + (n + 1) * C, mask=d_ok & later & more, other=0.0)
+                if HAS_DLAST:
+                    carry_next += tl.load(dlast_base + (n + 1) * C, mask=d_ok & (later == 0) & more, other=0.0)
+                b_s = spread_column(b_n)
+                c_s = spread_column(c_n)
                 decay = ()
                 states = (h,)
                 for t in tl.static_range(16):
@@ -232,6 +263,12 @@ def scan_bwd_kernel(
                 tl.store(dbc_base + (N + n) * L + at, dc, mask=ok_t)
                 tl.store(carry_base + n * C, carry, mask=d_ok)
                 tl.store(da_base + n * C, d_a, mask=d_ok)
+                a_n = a_next
+                b_n = b_next
+                c_n = c_next
+                h = h_next
+                d_a = d_a_next
+                carry = carry_next
 
             dxs = ()
             dzs = ()

@@ -14,11 +14,17 @@ from ._walk import direction, tile_positions
 
 
 @triton.jit
-def column16(ptr, mask):
-    """Load a vector [16] as float32, as two equal columns: a lone vector would be loaded again for every use."""
+def column16(ptr, ok):
+    """Load a vector [16] as two equal fp32 columns [16, 2]: a lone vector would be loaded again for every use."""
     two = tl.arange(0, 2) * 0
-    first, _ = tl.split(tl.load(ptr[:, None] + two[None, :], mask=mask[:, None], other=0.0).to(tl.float32))
-    return first
+    return tl.load(ptr[:, None] + two[None, :], mask=ok[:, None], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def spread_column(columns):
+    """What ``column16`` loaded, spread over the lanes: 16 vectors [32]."""
+    first, _ = tl.split(columns)
+    return spread16(first, 32)
 
 
 @triton.jit
@@ -38,6 +44,15 @@ def scan_delta(
             )
             z = project(tile, weights[chunk][0], weights[chunk][1], z, FAST)
     return unpack16(z)
+
+
+@triton.jit
+def state_before(first, initial_at, last_at, ok, HAS_INITIAL: tl.constexpr):
+    """State before a tile: where the previous tile left it, or the initial one or zero before the first."""
+    h = tl.load(last_at, mask=ok & (first == 0), other=0.0)
+    if HAS_INITIAL:
+        h += tl.load(initial_at, mask=ok & first, other=0.0).to(tl.float32)
+    return h
 
 
 @triton.jit(do_not_specialize=["L", "visits", "height", "width", "reciprocal", "every", "N", "G"])
@@ -112,6 +127,9 @@ def scan_fwd_kernel(
     if R == 0:
         d_off = b * d_sb + g64 * d_sg + d[None, :].to(tl.int64) * d_sc
     last_base = last_ptr + (b * G + g) * N * C + d
+    initial_base = last_base
+    if HAS_INITIAL:
+        initial_base = initial_ptr + ((b * G + g) * C + d) * N
     a_base = a_ptr + g64 * N * C + d
     groups = tl.cdiv(tiles, every)
 
@@ -141,27 +159,36 @@ def scan_fwd_kernel(
                 ys = ys + (skip * x,)
             else:
                 ys = ys + (tl.zeros([32], tl.float32),)
+        if SAVE:
+            save_now = tile % every == 0
+            state_at = states_ptr + ((b * G + g) * groups + tile // every) * N * C + d
+        # a state's values are loaded one state ahead
+        a_n = tl.load(a_base, mask=d_ok, other=0.0)
+        b_n = column16(b_base + at * b_sl, ok_t)
+        c_n = column16(c_base + at * c_sl, ok_t)
+        h = state_before(tile == 0, initial_base, last_base, d_ok, HAS_INITIAL)
         for n in range(0, N):
-            a_n = tl.load(a_base + n * C, mask=d_ok, other=0.0)
-            b_s = spread16(column16(b_base + at * b_sl + n * b_sn, ok_t), 32)
-            c_s = spread16(column16(c_base + at * c_sl + n * c_sn, ok_t), 32)
-            if tile == 0:
-                if HAS_INITIAL:
-                    h = tl.load(initial_ptr + ((b * G + g) * C + d) * N + n, mask=d_ok, other=0.0).to(tl.float32)
-                else:
-                    h = tl.zeros([32], tl.float32)
-            else:
-                h = tl.load(last_base + n * C, mask=d_ok, other=0.0)
+            more = n + 1 < N
+            a_next = tl.load(a_base + (n + 1) * C, mask=d_ok & more, other=0.0)
+            b_next = column16(b_base + at * b_sl + (n + 1) * b_sn, ok_t & more)
+            c_next = column16(c_base + at * c_sl + (n + 1) * c_sn, ok_t & more)
+            h_next = state_before(
+                tile == 0, initial_base + n + 1, last_base + (n + 1) * C, d_ok & more, HAS_INITIAL
+            )
+            b_s = spread_column(b_n)
+            c_s = spread_column(c_n)
             if SAVE:
-                if tile % every == 0:
-                    state = states_ptr + (((b * G + g) * groups + tile // every) * N + n) * C + d
-                    tl.store(state, h, mask=d_ok)
+                tl.store(state_at + n * C, h, mask=d_ok & save_now)
             new_y = ()
             for t in tl.static_range(16):
                 h = ex2(a_n * delta2[t], FAST) * h + b_s[t] * v[t]
                 new_y = new_y + (ys[t] + c_s[t] * h,)
             ys = new_y
             tl.store(last_base + n * C, h, mask=d_ok)
+            a_n = a_next
+            b_n = b_next
+            c_n = c_next
+            h = h_next
         y_tile = tl.trans(pack16(ys))
         y_at = y_off + at[:, None] * y_sl
         tl.store(y_ptr + y_at, y_tile.to(y_ptr.dtype.element_ty), mask=ok)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ._delta import load_weights, tile_delta
+from ._delta import load_weights, tile_delta, tile_factors
 from ._primitives import (
     LN2,
     LOG2E,
@@ -33,7 +33,7 @@ def ss2d_bwd_kernel_n1(
     d_skip_ptr,  # [K, D]
     states_ptr,  # [B, K, tiles, D]: state before each tile of 16 visits
     dx_ptr,  # [B, K, L, D]
-    dbc_ptr,  # [blocks, B, L, K, P - R] fp32: B and C
+    dbc_ptr,  # [blocks, K, B, L, P - R] fp32: B and C
     dz_ptr,  # [K, B, L, D]: gradient to delta's pre-activation
     dvec_ptr,  # [B / images, 3, K, D] fp32: dt_bias, A_log, D_skip
     index_ptr,  # [K, L_visits], only for ORDER == TABLE
@@ -105,9 +105,8 @@ def ss2d_bwd_kernel_n1(
     b = (group * images).to(tl.int64)
     tile = tiles - 1
     p, ok_t = tile_positions(tile * 16 + tile_t, walk, L_visits, step, mirror, L, height, reciprocal, ORDER)
-    z2, bc = tile_delta(
-        proj_k + b * L * (K * P), p, ok_t, (weights,), (bias,), R, K * P, HAS_C, 1, PADDED, FAST
-    )
+    factors, bc = tile_factors(proj_k + b * L * (K * P), p, ok_t, R, K * P, HAS_C, PADDED)
+    z2 = tile_delta(factors, (weights,), (bias,), 1, FAST)
     for _ in tl.range(0, images * tiles, num_stages=STAGES):
         at = p[:, None].to(tl.int64)
         x_at = x_ptr + b * x_sb + at * X_ROW + d[None, :]
@@ -126,6 +125,14 @@ def ss2d_bwd_kernel_n1(
         b_s = spread16(b_t * LN2, 32)
         c_s = spread16(c_t, 32)
         carry = tl.where(tile == tiles - 1, 0.0, carry)
+
+        # the next tile's factors, B and C are loaded ahead
+        b_next = tl.minimum(b + tl.where(tile == 0, 1, 0), batch - 1)
+        tile_next = tl.where(tile == 0, tiles, tile) - 1
+        p_next, ok_next = tile_positions(
+            tile_next * 16 + tile_t, walk, L_visits, step, mirror, L, height, reciprocal, ORDER
+        )
+        factors, bc_next = tile_factors(proj_k + b_next * L * (K * P), p_next, ok_next, R, K * P, HAS_C, PADDED)
 
         # forward through the tile again
         delta2 = ()
@@ -189,7 +196,7 @@ def ss2d_bwd_kernel_n1(
             else:
                 dc = tl.sum(pack16(reverse(dyh_r)), 0)
         dbc = tl.join(db * LN2, dc)
-        dbc_at = dbc_ptr + (((block.to(tl.int64) * batch + b) * L + p) * K + k)[:, None] * (P - R) + two[None, :]
+        dbc_at = dbc_ptr + (((block * K + k).to(tl.int64) * batch + b) * L + p)[:, None] * (P - R) + two[None, :]
         if FULL:
             tl.store(dbc_at, dbc, mask=(two < P - R)[None, :])
         else:
@@ -201,13 +208,12 @@ def ss2d_bwd_kernel_n1(
             tl.store(dx_at, dx_tile, mask=ok_t[:, None] & d_ok[None, :])
             tl.store(dz_at, dz_tile, mask=ok_t[:, None] & d_ok[None, :])
 
-        # the next tile's delta, so that its latency hides behind this tile's arithmetic
-        b = tl.minimum(b + tl.where(tile == 0, 1, 0), batch - 1)
-        tile = tl.where(tile == 0, tiles, tile) - 1
-        p, ok_t = tile_positions(tile * 16 + tile_t, walk, L_visits, step, mirror, L, height, reciprocal, ORDER)
-        z2, bc = tile_delta(
-            proj_k + b * L * (K * P), p, ok_t, (weights,), (bias,), R, K * P, HAS_C, 1, PADDED, FAST
-        )
+        tile = tile_next
+        b = b_next
+        p = p_next
+        ok_t = ok_next
+        bc = bc_next
+        z2 = tile_delta(factors, (weights,), (bias,), 1, FAST)
 
     out = dvec_ptr + (group.to(tl.int64) * 3 * K + k) * D + d
     # dz was accumulated times ln 2

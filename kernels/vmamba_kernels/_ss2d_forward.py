@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ._delta import load_weights, tile_delta
+from ._delta import load_weights, tile_delta, tile_factors
 from ._primitives import LN2, LOG2E, TABLE, ex2, pack16, softplus2, spread16, unpack16
 from ._walk import direction, tile_positions
 
@@ -84,7 +84,8 @@ def ss2d_fwd_kernel_n1(
     b = (group * images).to(tl.int64)
     p, ok_t = tile_positions(tile_t, walk, L_visits, step, mirror, L, height, reciprocal, ORDER)
     PADDED: tl.constexpr = ORDER == TABLE
-    z2, bc = tile_delta(proj_k + b * L * (K * P), p, ok_t, weights, bias, R, K * P, HAS_C, SUB, PADDED, FAST)
+    factors, bc = tile_factors(proj_k + b * L * (K * P), p, ok_t, R, K * P, HAS_C, PADDED)
+    z2 = tile_delta(factors, weights, bias, SUB, FAST)
     tile = tl.zeros([], tl.int32)
     for _ in tl.range(0, images * tiles, num_stages=STAGES):
         at = p[:, None].to(tl.int64)
@@ -108,9 +109,8 @@ def ss2d_fwd_kernel_n1(
         p_next, ok_next = tile_positions(
             tile_next * 16 + tile_t, walk, L_visits, step, mirror, L, height, reciprocal, ORDER
         )
-        z2_next, bc_next = tile_delta(
-            proj_k + b_next * L * (K * P), p_next, ok_next, weights, bias, R, K * P, HAS_C, SUB, PADDED, FAST
-        )
+        factors, bc_next = tile_factors(proj_k + b_next * L * (K * P), p_next, ok_next, R, K * P, HAS_C, PADDED)
+        z2_next = tile_delta(factors, weights, bias, SUB, FAST)
 
         new_h = ()
         for s in tl.static_range(SUB):

@@ -16,7 +16,7 @@ def dproj_kernel(
     dz_ptr,  # [K, tokens, D]
     weight_ptr,  # [K, D, R]
     proj_ptr,  # [tokens, K, P]
-    dbc_ptr,  # [blocks, tokens, K, P - R] fp32
+    dbc_ptr,  # [blocks, K, tokens, P - R] fp32
     dproj_ptr,  # [tokens, K, P]
     dweight_ptr,  # [slices, K, D, R] fp32
     tokens,
@@ -57,7 +57,7 @@ def dproj_kernel(
         d_factors = tl.dot(dz, lo, tl.dot(dz, hi))
         tl.store(dproj_ptr + row[:, None] + r[None, :], d_factors.to(dproj_ptr.dtype.element_ty), mask=r_ok)
         two_ok = ok[:, None] & (two < P - R)[None, :]
-        bc_at = dbc_ptr + ((token * K + k) * (P - R))[:, None] + two[None, :]
+        bc_at = dbc_ptr + ((k * tokens.to(tl.int64) + token) * (P - R))[:, None] + two[None, :]
         bc = tl.load(bc_at, mask=two_ok, other=0.0)
         for block in range(1, blocks):
             bc += tl.load(bc_at + tl.cast(block, tl.int64) * tokens * (K * (P - R)), mask=two_ok, other=0.0)
@@ -67,7 +67,7 @@ def dproj_kernel(
 
 @triton.jit(do_not_specialize=["rows", "blocks"])
 def assemble_kernel(
-    dbc_ptr,  # [blocks, rows, P - R] fp32, rows = tokens * K
+    dbc_ptr,  # [blocks, K, rows / K, P - R] fp32, rows = tokens * K
     factors_ptr,  # [K, rows / K, R]
     dproj_ptr,  # [rows, P]
     rows,
@@ -82,8 +82,9 @@ def assemble_kernel(
     ok = at < rows.to(tl.int64) * P
     row = at // P
     c = at % P
-    acc = tl.load(factors_ptr + ((row % K) * (rows // K) + row // K) * R + c, mask=ok & (c < R), other=0.0).to(tl.float32)
-    bc_at = dbc_ptr + row * (P - R) + c - R
+    by_k = (row % K) * (rows // K) + row // K
+    acc = tl.load(factors_ptr + by_k * R + c, mask=ok & (c < R), other=0.0).to(tl.float32)
+    bc_at = dbc_ptr + by_k * (P - R) + c - R
     for block in range(0, blocks):
         acc += tl.load(bc_at + tl.cast(block, tl.int64) * rows * (P - R), mask=ok & (c >= R), other=0.0)
     tl.store(dproj_ptr + at, acc.to(dproj_ptr.dtype.element_ty), mask=ok)
@@ -98,7 +99,7 @@ def projection_gradients(
         dz: [K, B * L, D] gradient to delta's pre-activation.
         dt_weight: [K, D, R] float32.
         proj: [B, L, K, P] contiguous.
-        dbc: [blocks, B, L, K, P - R] float32 partial gradients to B and C.
+        dbc: [blocks, K, B, L, P - R] float32 partial gradients to B and C.
     """
     K, tokens, D = dz.shape
     R, P = dt_weight.shape[2], proj.shape[3]

@@ -8,9 +8,9 @@ out   = (<C, h> + D * u) * silu(z)
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from . import _launch
+from ._gate import gate_backward
 from ._launch import check_device, check_shape
 from ._scan_launch import Scan, scan_backward, scan_forward
 
@@ -194,10 +194,7 @@ def selective_scan_backward(
     dz = None
     dy = dout
     if z is not None:
-        gate = z.float()
-        sig = torch.sigmoid(gate)
-        dz = (dout.float() * saved.y.float() * (sig * (1 + gate * (1 - sig)))).to(z.dtype)
-        dy = dout.float() * F.silu(gate)
+        dy, dz = gate_backward(dout, saved.y, z)
     du = _launch.empty(u.shape, dtype=u.dtype, device=u.device)
     ddelta = _launch.empty(u.shape, dtype=delta.dtype, device=u.device)
     if dlast_state is not None:

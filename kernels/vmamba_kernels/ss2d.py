@@ -220,7 +220,7 @@ def ss2d_backward(
     groups = p.B // images
     dx = _output(p, _launch.accumulator_dtype(x.dtype), x.device, index_covers)
     make = _launch.empty if p.order != _TABLE or index_covers else torch.zeros
-    dbc = make((blocks, p.B, p.L, p.K, proj.shape[3] - p.R), dtype=torch.float32, device=x.device)
+    dbc = make((blocks, p.K, p.B, p.L, proj.shape[3] - p.R), dtype=torch.float32, device=x.device)
     dz = make((p.K, p.B * p.L, p.D), dtype=dx.dtype, device=x.device)
     dvec = _launch.empty((groups, 3, p.K, p.D), dtype=torch.float32, device=x.device)
     if dx.numel():

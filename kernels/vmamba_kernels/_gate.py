@@ -1,0 +1,29 @@
+"""Backward of the gate of a selective scan."""
+
+import torch
+import triton
+import triton.language as tl
+
+from . import _launch
+
+
+@triton.jit
+def gate_bwd_kernel(dout_ptr, y_ptr, z_ptr, dy_ptr, dz_ptr, size, BLOCK: tl.constexpr):
+    """out = y * silu(z): dy and dz, elementwise over contiguous memory."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    ok = at < size
+    dout = tl.load(dout_ptr + at, mask=ok, other=0.0).to(tl.float32)
+    y = tl.load(y_ptr + at, mask=ok, other=0.0).to(tl.float32)
+    z = tl.load(z_ptr + at, mask=ok, other=0.0).to(tl.float32)
+    sig = tl.sigmoid(z)
+    tl.store(dy_ptr + at, (dout * z * sig).to(dy_ptr.dtype.element_ty), mask=ok)
+    tl.store(dz_ptr + at, (dout * y * sig * (1.0 + z * (1.0 - sig))).to(dz_ptr.dtype.element_ty), mask=ok)
+
+
+def gate_backward(dout: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients to y (float32) and z of y * silu(z), all of one shape."""
+    dout, y, z = dout.contiguous(), y.contiguous(), z.contiguous()
+    dy = _launch.empty(y.shape, dtype=torch.float32, device=y.device)
+    dz = _launch.empty(z.shape, dtype=z.dtype, device=z.device)
+    gate_bwd_kernel[(triton.cdiv(y.numel(), 1024),)](dout, y, z, dy, dz, y.numel(), BLOCK=1024, num_warps=4)
+    return dy, dz
