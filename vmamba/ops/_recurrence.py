@@ -1,17 +1,18 @@
 """In-place evaluation of ``h_t = a_t * h_{t-1} + b_t`` in plain torch, for CPUs and any device without Triton.
 
-The sequence is cut into chunks.  All chunks advance together one step at a time, keeping the local state and the
-running product of the decays; the states at the chunk ends are then chained and added back.  A sequence of length L
-so takes about 2 sqrt(L) vector operations instead of L.  Only products of decays appear, never their quotients or the
-logarithm of a sum, so long and strongly decaying sequences neither overflow nor lose precision.
+The sequence is cut into short chunks.  All chunks advance together one step at a time, keeping the local state and the
+running product of the decays; the states at the chunk ends, themselves such a sequence, are then chained and added
+back.  A sequence of length L so takes some 5 log(L) vector operations instead of L.  Only products of decays appear,
+never their quotients or the logarithm of a sum, so long and strongly decaying sequences neither overflow nor lose
+precision.
 """
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
-SERIAL_STEPS = 64
+CHUNK_STEPS = 8
+"""Steps of a chunk: longer ones take more and smaller vector operations, shorter ones more passes over the memory."""
+SERIAL_STEPS = 3 * CHUNK_STEPS
 """Up to this many steps, walking them one after another costs less than cutting them into chunks."""
 
 
@@ -28,14 +29,13 @@ def scan_(a: Tensor, b: Tensor, reverse: bool = False, products: bool = False) -
     if length <= SERIAL_STEPS:
         _serial_(a, b, reverse, products)
         return
-    steps = math.isqrt(length)
-    body = length - length % steps
-    rest = length - body
+    rest = length % CHUNK_STEPS
+    body = length - rest
     start = rest if reverse else 0
-    shape = (body // steps, steps)
+    shape = (body // CHUNK_STEPS, CHUNK_STEPS)
     a_body, b_body = a.narrow(-2, start, body), b.narrow(-2, start, body)
     _chunks_(a_body.unflatten(-2, shape), b_body.unflatten(-2, shape), reverse, products)
-    if rest:  # fewer than sqrt(L) steps are left over: walk on from where the body ended
+    if rest:  # less than a chunk is left over: walk on from where the body ended
         first = 0 if reverse else body - 1
         _serial_(a.narrow(-2, first, rest + 1), b.narrow(-2, first, rest + 1), reverse, products)
 

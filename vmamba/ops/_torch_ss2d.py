@@ -15,6 +15,7 @@ from vmamba.scans import ScanOrder, scan_order
 
 from . import _grouped
 from ._shapes import compute_dtype, ss2d_output_dtype
+from ._workspace import workspace
 
 TILE_ELEMENTS = 3 << 18
 """Elements of one [b, k, T, D * N] tensor that are worked on at once (or one direction's, if those are more)."""
@@ -40,7 +41,6 @@ class _Plan:
         self.skip = D_skip.to(self.dtype).unsqueeze(1) if D_skip is not None else None  # [K, 1, D]
         unvisited = self.order.inverse < 0
         self.visited = (~unvisited).to(self.dtype).unsqueeze(-1) if bool(unvisited.any()) else None  # [K, L, 1]
-        self._buffers: list[Tensor] = []
 
     def image_tiles(self) -> list[slice]:
         """Images that are worked on together."""
@@ -53,26 +53,25 @@ class _Plan:
         size = -(-self.directions // -(-self.directions // most))
         return [slice(start, start + size) for start in range(0, self.directions, size)]
 
-    def buffers(self, count: int, like: Tensor) -> list[Tensor]:
-        """Memory for ``count`` tensors shaped as ``like``, the same again for every tile of that shape."""
-        if len(self._buffers) < count or self._buffers[0].shape != like.shape:
-            self._buffers = [torch.empty_like(like) for _ in range(count)]
-        return self._buffers[:count]
+    def buffers(self, count: int, images: int, directions: int) -> list[Tensor]:
+        """Scratch memory for ``count`` tensors [images, directions, T, D]."""
+        shape = (images, directions, self.order.length, self.channels)
+        return workspace(count, shape, self.dtype, self.A.device)
 
-    def to_walk(self, x: Tensor, k: slice) -> Tensor:
+    def to_walk(self, x: Tensor, k: slice, out: Tensor | None = None) -> Tensor:
         """``[b, L, C]``, the same for all directions, or ``[b, L, k, C]`` -> ``[b, k, T, C]``."""
         index = self.order.index[k]
         if x.ndim == 4:
             count = x.shape[2]
             offsets = torch.arange(count, dtype=torch.int32, device=x.device).unsqueeze(1)
             index, x = torch.where(index < 0, index, index * count + offsets), x.flatten(1, 2)
-        return _take(x, index)
+        return _take(x, index, out)
 
-    def to_natural(self, x: Tensor, k: slice) -> Tensor:
+    def to_natural(self, x: Tensor, k: slice, out: Tensor | None = None) -> Tensor:
         """``[b, k, T, C] -> [b, k, L, C]``; zeros at tokens that a direction never visits."""
         inverse = self.order.inverse[k]
         offsets = torch.arange(x.shape[1], dtype=torch.int32, device=x.device).unsqueeze(1) * x.shape[2]
-        return _take(x.flatten(1, 2), torch.where(inverse < 0, inverse, inverse + offsets))
+        return _take(x.flatten(1, 2), torch.where(inverse < 0, inverse, inverse + offsets), out)
 
     def split(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Rows of the projection ``[b, k, T, P]`` -> delta factors beside a 1, B and C (None where left out)."""
@@ -82,13 +81,15 @@ class _Plan:
         return factors, p[..., rank:rank + self.states], C
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
-    """Rows ``index`` [k, T] of ``x`` [b, L, C], zeros for -1 -> [b, k, T, C]."""
+def _take(x: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
+    """Rows ``index`` [k, T] of ``x`` [b, L, C], zeros for -1 -> [b, k, T, C], in ``out`` if given and of that size."""
+    shape = (x.shape[0], *index.shape, x.shape[2])
+    if out is None or out.shape != shape:
+        out = x.new_empty(shape)
     absent = index < 0
-    if not bool(absent.any()):
-        return x.index_select(1, index.flatten()).unflatten(1, index.shape)
-    out = x.index_select(1, index.clamp(min=0).flatten()).unflatten(1, index.shape)
-    return out.masked_fill_(absent.unsqueeze(-1), 0)
+    padded = bool(absent.any())
+    torch.index_select(x, 1, (index.clamp(min=0) if padded else index).flatten(), out=out.flatten(1, 2))
+    return out.masked_fill_(absent.unsqueeze(-1), 0) if padded else out
 
 
 def state_blocks(steps: int, states: int) -> int:
@@ -113,9 +114,10 @@ def forward(
         x_, proj_ = x[tile].to(plan.dtype), proj[tile].to(plan.dtype)
         total = x_ * skip.sum(0) if skip is not None else torch.zeros_like(x_)
         for k in plan.direction_tiles():
-            u = plan.to_walk(x_, k)
-            factors, B_, C_ = plan.split(plan.to_walk(proj_[:, :, k], k))
-            delta, *buffers = plan.buffers(1 + _grouped.BUFFERS_FORWARD, u)
+            p = plan.to_walk(proj_[:, :, k], k)
+            u, delta, *buffers = plan.buffers(2 + _grouped.BUFFERS_FORWARD, *p.shape[:2])
+            plan.to_walk(x_, k, out=u)
+            factors, B_, C_ = plan.split(p)
             _softplus_(torch.matmul(factors, plan.weight[k], out=delta))
             if plan.states == 1:
                 y_k = _grouped.states_single(u, delta, plan.A[k], B_, buffers=buffers)
@@ -123,7 +125,7 @@ def forward(
             else:
                 assert C_ is not None  # the shape check lets C be left out only for N = 1
                 y_k, _, saved[tile, k] = _grouped.forward_blocked(u, delta, plan.A[k], B_, C_, None)
-            y_k = plan.to_natural(y_k, k)
+            y_k = plan.to_natural(y_k, k, out=delta)
             if merge:
                 total.add_(y_k.sum(1))
             else:
@@ -152,10 +154,11 @@ def backward(
         x_, dy_, proj_ = (t[tile].to(plan.dtype) for t in (x, dy, proj))
         dx_ = torch.zeros_like(x_)
         for k in plan.direction_tiles():
-            u = plan.to_walk(x_, k)
-            dy_walk = plan.to_walk(dy_ if merge else dy_[:, k].transpose(1, 2), k)
-            factors, B_, C_ = plan.split(plan.to_walk(proj_[:, :, k], k))
-            raw, delta, *buffers = plan.buffers(2 + _grouped.BUFFERS_BACKWARD, u)
+            p = plan.to_walk(proj_[:, :, k], k)
+            u, dy_walk, raw, delta, *buffers = plan.buffers(4 + _grouped.BUFFERS_BACKWARD, *p.shape[:2])
+            plan.to_walk(x_, k, out=u)
+            plan.to_walk(dy_ if merge else dy_[:, k].transpose(1, 2), k, out=dy_walk)
+            factors, B_, C_ = plan.split(p)
             _softplus_(delta.copy_(torch.matmul(factors, plan.weight[k], out=raw)))
             if plan.states == 1:
                 grads = _grouped.backward_single(dy_walk, None, u, delta, plan.A[k], B_, C_, buffers=buffers)
@@ -168,7 +171,7 @@ def backward(
             dp = torch.cat([dfactors, grads.B, *([grads.C] if C_ is not None else [])], dim=-1)
             dproj[tile, :, k] = plan.to_natural(dp, k).transpose(1, 2).to(dproj.dtype)
             dA[k] += grads.A
-            dx_ += plan.to_natural(grads.u, k).sum(1)
+            dx_ += plan.to_natural(grads.u, k, out=delta).sum(1)
         if plan.skip is not None:
             _skip_gradients_(plan, dx_, dskip, dy_.unsqueeze(1) if merge else dy_, x_.unsqueeze(1))
         dx[tile] = dx_
