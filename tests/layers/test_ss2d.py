@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.goldens import GOLDENS, fill
-from vmamba.layers import SS2D
+from vmamba.layers import SS2D, SS2DVariant
 
 META = json.loads((GOLDENS / "vmamba" / "module_ss2d.json").read_text())
 TENSORS = load_file(GOLDENS / "vmamba" / "module_ss2d.safetensors")
@@ -25,11 +25,14 @@ def build(case):
     core, *suffixes = case["forward_type"].split("_")
     scan, directions = SCANS.get(core, ("cross", None))
     gate = None if "noz" in suffixes else "identity" if "nozact" in suffixes else "silu"
-    module = SS2D(
-        case["d_model"], d_state=case["d_state"], ssm_ratio=case["ssm_ratio"], d_conv=case["d_conv"],
-        conv_bias=case["conv_bias"], scan=scan, directions=directions, gate=gate,
-        out_norm=next((OUT_NORMS[s] for s in suffixes if s in OUT_NORMS), "layernorm"),
-        out_act="gelu" if "oact" in suffixes else None)
+    sizes = {k: case[k] for k in ("d_state", "ssm_ratio", "d_conv", "conv_bias")}
+    variant = {
+        "scan": scan, "out_norm": next((OUT_NORMS[s] for s in suffixes if s in OUT_NORMS), "layernorm"),
+        "out_act": "gelu" if "oact" in suffixes else None}
+    if gate == "identity" or variant != {"scan": "cross", "out_norm": "layernorm", "out_act": None}:
+        module = SS2DVariant(case["d_model"], directions=directions, gate_act=gate, **variant, **sizes)
+    else:
+        module = SS2D(case["d_model"], gate=gate is not None, **sizes)
     own = module.state_dict()
     names = {}
     for key, _, _ in case["entries"]:

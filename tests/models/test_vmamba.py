@@ -13,7 +13,7 @@ PARAMETERS = {  # the specification's counts, with 1000 classes
     "vmamba_tiny": 30_249_064, "vmamba_small": 50_147_752, "vmamba_base": 88_557_800,
 }
 # the two architectures at a size for tests
-SMALL_V0 = {"d_state": 4, "ssm_ratio": 2.0, "mlp_ratio": 0.0, "conv_bias": True, "gate": "silu", "patch_stem": True}
+SMALL_V0 = {"d_state": 4, "ssm_ratio": 2.0, "mlp_ratio": 0.0, "conv_bias": True, "gate": True, "patch_stem": True}
 
 
 def small(v0=False, **kwargs):
@@ -83,7 +83,7 @@ def test_intermediates_formats_and_errors():
         model.forward_intermediates(x, output_fmt="NLC")
 
 
-@pytest.mark.parametrize("scan", ["cross", "bidi", "uni", "cascade"])
+@pytest.mark.parametrize("scan", ["cross", "bidi", "uni"])
 def test_any_scan(scan):
     model = small(scan=scan)
     model(torch.randn(2, 3, 32, 32)).sum().backward()

@@ -10,7 +10,7 @@ from timm.models import create_model, save_for_hf
 import vmamba  # noqa: F401
 from vmamba.models.vmamba import checkpoint_filter_fn
 
-V0 = {"d_state": 4, "ssm_ratio": 2.0, "mlp_ratio": 0.0, "conv_bias": True, "gate": "silu", "patch_stem": True}
+V0 = {"d_state": 4, "ssm_ratio": 2.0, "mlp_ratio": 0.0, "conv_bias": True, "gate": True, "patch_stem": True}
 
 
 def build(v0=False, **kwargs):

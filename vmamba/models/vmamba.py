@@ -100,7 +100,7 @@ class VMamba(AllOrNothing):
         ssm_ratio: Inner channels of the scan as a multiple of the block's.
         mlp_ratio: Hidden channels of the MLP as a multiple of the block's; 0 for no MLP.
         conv_bias: Bias of the scan's depthwise convolution.
-        gate: Activation of the scan's multiplicative branch; None for no branch.
+        gate: Multiply the scan by ``silu(z)``, z a second branch.
         patch_stem: Stem and downsampling of the first release (4x4 patches, patch merging) instead of convolutions.
         scan: Name of the scan order, see :func:`vmamba.scans.list_scans`.
         drop_rate: Dropout before the classifier.
@@ -119,7 +119,7 @@ class VMamba(AllOrNothing):
             ssm_ratio: float = 1.0,
             mlp_ratio: float = 4.0,
             conv_bias: bool = False,
-            gate: str | None = None,
+            gate: bool = False,
             patch_stem: bool = False,
             scan: str = "cross",
             drop_rate: float = 0.0,
@@ -390,7 +390,7 @@ def _dims(width: int) -> tuple[int, ...]:
     return width, 2 * width, 4 * width, 8 * width
 
 
-_V0 = {"d_state": 16, "ssm_ratio": 2.0, "mlp_ratio": 0.0, "conv_bias": True, "gate": "silu", "patch_stem": True}
+_V0 = {"d_state": 16, "ssm_ratio": 2.0, "mlp_ratio": 0.0, "conv_bias": True, "gate": True, "patch_stem": True}
 
 
 @register_model

@@ -99,13 +99,14 @@ def state_blocks(steps: int, states: int) -> int:
 
 def forward(
         x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
-        order: str, height: int, width: int, index: Tensor | None, merge: bool,
+        order: str, height: int, width: int, index: Tensor | None, merge: bool, out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns ``(y, states)``; ``states`` are those before each block of steps, empty for N = 1."""
     plan = _Plan(x, dt_weight, dt_bias, A_log, D_skip, order, height, width, index)
     shape = (plan.batch, plan.length, plan.channels)
     y = torch.empty(
-        shape if merge else (shape[0], plan.directions, *shape[1:]), dtype=ss2d_output_dtype(x), device=x.device)
+        shape if merge else (shape[0], plan.directions, *shape[1:]), dtype=out_dtype or ss2d_output_dtype(x),
+        device=x.device)
     blocks = state_blocks(plan.order.length, plan.states)
     saved = plan.A.new_empty((plan.batch, plan.directions, blocks, plan.states, plan.channels))
     skip = plan.skip if plan.skip is None or plan.visited is None else plan.skip * plan.visited  # [K, 1 or L, D]

@@ -65,6 +65,34 @@ def ss2d_backward(
         **_order(x, dt_weight, order, height, width, index)))
 
 
+def ss2d_norm_forward(
+        x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
+        order: str, height: int, width: int, index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor,
+        gate: Tensor | None, eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``(y, merged, mean, rstd, states)``."""
+    import vmamba_kernels
+    parts, states = ss2d_forward(
+        x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, merge=False)
+    y, saved = vmamba_kernels.merge_norm_forward(
+        parts, *_parameters(norm_weight, norm_bias), eps=eps, gate=gate, out_dtype=x.dtype, save=True)
+    return y, *saved, states
+
+
+def ss2d_norm_backward(
+        dy: Tensor, merged: Tensor, mean: Tensor, rstd: Tensor, x: Tensor, proj: Tensor, dt_weight: Tensor,
+        dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None, order: str, height: int, width: int,
+        index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor, gate: Tensor | None, states: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of (x, proj, dt_weight, dt_bias, A_log, D_skip, norm_weight, norm_bias, gate)."""
+    import vmamba_kernels
+    norm = vmamba_kernels.merge_norm_backward(
+        dy, (merged, mean, rstd), *_parameters(norm_weight, norm_bias), gate=gate)
+    scan = ss2d_backward(
+        norm.merged, x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, True, states)
+    return *scan, norm.weight, norm.bias, norm.gate
+
+
 def ss2d_states_shape(x: Tensor, A_log: Tensor, steps: int) -> tuple[int, ...]:
     """Shape of the saved states for ``steps`` steps per direction."""
     from vmamba_kernels.state_shapes import ss2d_states_shape

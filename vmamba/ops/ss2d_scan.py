@@ -56,23 +56,32 @@ def ss2d_scan(
     """
     if merge not in ("sum", None):
         raise ValueError(f"merge is {merge!r}, but needs 'sum' or None")
+    arguments = (x, proj, dt_weight, dt_bias, A_log, D_skip)
+    name, height, width, index = order_arguments(order, x, dt_weight)
+    if resolve_backend(backend, x) == "reference":
+        check_ss2d_scan(*arguments, 1, order.num_tokens, order.index)
+        return ss2d_scan_reference(*arguments, order, merge == "sum")
+    return torch.ops.vmamba.ss2d_scan(*arguments, name, height, width, index, merge == "sum", backend)[0]
+
+
+def order_arguments(order: ScanOrder, x: Tensor, dt_weight: Tensor) -> tuple[str, int, int, Tensor | None]:
+    """How operators take ``order``: (name, height, width, None) for a registered one, else by its table.
+
+    Raises:
+        ValueError: The order is for other numbers of directions or tokens.
+    """
     if dt_weight.ndim == 3 and order.num_directions != dt_weight.shape[0]:
         raise ValueError(f"order has {order.num_directions} directions, but dt_weight has K = {dt_weight.shape[0]}")
     if x.ndim == 3 and order.num_tokens != x.shape[1]:
         raise ValueError(
             f"order is for {order.num_tokens} tokens (grid {'x'.join(map(str, order.size))}), "
             f"but x has L = {x.shape[1]}")
-    arguments = (x, proj, dt_weight, dt_bias, A_log, D_skip)
-    if resolve_backend(backend, x) == "reference":
-        check_ss2d_scan(*arguments, 1, order.num_tokens, order.index)
-        return ss2d_scan_reference(*arguments, order, merge == "sum")
-    named = is_registered(order)
-    name, (height, width) = (order.name, order.size) if named else ("", (1, order.num_tokens))
-    index = None if named else order.index.to(x.device)
-    return torch.ops.vmamba.ss2d_scan(*arguments, name, height, width, index, merge == "sum", backend)[0]
+    if _is_registered(order):
+        return order.name, order.size[0], order.size[1], None
+    return "", 1, order.num_tokens, order.index.to(x.device)
 
 
-def is_registered(order: ScanOrder) -> bool:
+def _is_registered(order: ScanOrder) -> bool:
     """Whether ``order`` is the registered one of its name, so that operators may walk it without its table."""
     if len(order.size) != 2 or order.num_tokens != order.size[0] * order.size[1]:
         return False
@@ -120,6 +129,16 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor]:
     check_ss2d_scan(x, proj, dt_weight, dt_bias, A_log, D_skip, height, width, index)
     batch, length, channels = x.shape
+    shape = (batch, length, channels) if merge else (batch, A_log.shape[0], length, channels)
+    states = saved_states_shape(x, A_log, order, height, width, index, backend)
+    return x.new_empty(shape, dtype=ss2d_output_dtype(x)), x.new_empty(states, dtype=compute_dtype(x))
+
+
+def saved_states_shape(
+        x: Tensor, A_log: Tensor, order: str, height: int, width: int, index: Tensor | None, backend: str,
+) -> tuple[int, ...]:
+    """Shape of the states that the forward saves, for the fake implementations."""
+    batch, length, channels = x.shape
     directions, _, states = A_log.shape
     if index is not None:
         steps = index.shape[1]
@@ -127,12 +146,9 @@ def _forward_fake(
         steps = length
     else:
         steps = scan_order(order, (int(height), int(width)), directions).length
-    shape = (batch, length, channels) if merge else (batch, directions, length, channels)
     if resolve_backend(backend, x) == "triton":
-        saved = _triton.ss2d_states_shape(x, A_log, steps)
-    else:
-        saved = (batch, directions, _torch_ss2d.state_blocks(steps, states), states, channels)
-    return x.new_empty(shape, dtype=ss2d_output_dtype(x)), x.new_empty(saved, dtype=compute_dtype(x))
+        return _triton.ss2d_states_shape(x, A_log, steps)
+    return batch, directions, _torch_ss2d.state_blocks(steps, states), states, channels
 
 
 @torch.library.register_fake("vmamba::ss2d_scan_backward", lib=LIBRARY)
