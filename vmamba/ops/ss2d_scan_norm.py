@@ -175,7 +175,8 @@ def _autograd(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple:
         return (None,) * 15
     merged, mean, rstd, states, index, *tensors = ctx.saved_tensors
     grads = torch.ops.vmamba.ss2d_scan_norm_backward(
-        dy, merged, mean, rstd, states, *tensors[:6], ctx.order, ctx.height, ctx.width, index, *tensors[6:], ctx.backend)
+        dy, merged, mean, rstd, states, *tensors[:6], ctx.order, ctx.height, ctx.width, index, *tensors[6:],
+        ctx.backend)
     present = [g if t is not None else None for g, t in zip(grads, tensors, strict=True)]
     return (*present[:6], None, None, None, None, *present[6:], None, None)
 
