@@ -1,4 +1,4 @@
-"""Triton kernels for vision state-space models. Importing this package does not import Triton; using a name from it does."""
+"""Triton kernels for vision state-space models. Importing the package imports no Triton; using a name from it does."""
 
 import importlib
 

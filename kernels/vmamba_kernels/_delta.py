@@ -1,7 +1,8 @@
 """Delta from its rank-R factors: a small matrix product per tile of 16 tokens, on the tensor cores, to fp32 accuracy.
 
-The weight is fp32. With half-precision factors it is split into two halves (``w = hi + lo``), so that two half-precision products
-carry 16 (bfloat16) or 22 (float16) bits of it; with fp32 factors the product is done in three tf32 passes.
+The weight is fp32. With half-precision factors it is split into two halves (``w = hi + lo``), so that two half-
+precision products carry 16 (bfloat16) or 22 (float16) bits of it; with fp32 factors the product is done in three tf32
+passes.
 """
 
 import triton
@@ -12,7 +13,7 @@ from ._primitives import LOG2E, unpack16
 
 @triton.jit
 def load_weight(dt_weight, d, r, d_ok, R: tl.constexpr, dtype: tl.constexpr):
-    """High and low part of ``dt_weight[d, r] * log2(e)``; d and r broadcast against each other. Low is unused for fp32."""
+    """High and low part of ``dt_weight[d, r] * log2(e)``; d and r broadcast. Low is unused for fp32."""
     w = tl.load(dt_weight + d * R + r, mask=d_ok & (r < R), other=0.0) * LOG2E
     hi = w.to(dtype)
     return hi, (w - hi.to(tl.float32)).to(dtype)

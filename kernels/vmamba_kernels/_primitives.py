@@ -1,8 +1,9 @@
 """Device functions shared by the kernels: in-register tiles, softplus, exponentials and the token walk.
 
 Every kernel here is written the way one writes a CUDA thread: one warp per program, one lane per channel
-and the tokens of a tile side by side in registers, so that the recurrence is a plain chain of multiply-adds. A tile is a Python tuple of ``[32]`` vectors; ``unpack16`` and ``pack16`` go between it and the two-dimensional
-tensors that ``tl.dot`` wants.
+and the tokens of a tile side by side in registers, so that the recurrence is a plain chain of multiply-adds. A tile
+is a Python tuple of ``[32]`` vectors; ``unpack16`` and ``pack16`` go between it and the two-dimensional tensors that
+``tl.dot`` wants.
 """
 
 import triton
@@ -20,7 +21,7 @@ TABLE = tl.constexpr(3)
 
 @triton.jit
 def ex2(x, FAST: tl.constexpr):
-    """2**x. ``FAST`` is one special-function instruction (2 ulp, subnormals flushed); the interpreter has no inline asm."""
+    """2**x; ``FAST``: one special-function instruction (2 ulp, subnormals flushed), unknown to the interpreter."""
     if FAST:
         return tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
@@ -31,9 +32,10 @@ def ex2(x, FAST: tl.constexpr):
 
 @triton.jit
 def log2_1p(e, PRECISE: tl.constexpr):
-    """log2(1 + e) for e in [0, 1], as e times a polynomial: relative accuracy down to e = 0, and no special-function unit.
+    """log2(1 + e) for e in [0, 1] as e times a polynomial: relatively exact down to e = 0, no special-function unit.
 
-    Minimax in relative error (Remez): 1.7e-7 with ``PRECISE`` (degree 8, fp32 rounding included), 5.7e-5 without (degree 4).
+    Minimax in relative error (Remez): 1.7e-7 with ``PRECISE`` (degree 8, fp32 rounding included), 5.7e-5 without
+    (degree 4).
     """
     if PRECISE:
         p = e * 0.007549182046204805 - 0.04256706312298775
@@ -136,9 +138,10 @@ def row_selectors():
 def lane_sums_step(sums, select, even, odd, pair: tl.constexpr):
     """Add two tokens' vectors (tokens 2 pair and 2 pair + 1 of a tile) to the tile's running sums over lanes.
 
-    One tf32 tensor-core instruction takes the vectors straight from the registers in which they were computed. As its second
-    operand, lane l holds row l % 4 (``even``) and row 4 + l % 4 (``odd``) of column l // 4; the first operand has ones where
-    output row 2 pair meets rows 0..3 and where output row 2 pair + 1 meets rows 4..7. ``lane_sums`` adds the 8 columns.
+    One tf32 tensor-core instruction takes the vectors straight from the registers in which they were computed. As
+    its second operand, lane l holds row l % 4 (``even``) and row 4 + l % 4 (``odd``) of column l // 4; the first
+    operand has ones where output row 2 pair meets rows 0..3 and where output row 2 pair + 1 meets rows 4..7.
+    ``lane_sums`` adds the 8 columns.
     """
     zero = tl.zeros([32], tl.int32)
     if pair < 4:

@@ -1,8 +1,9 @@
 """Forward kernel of a selective scan with any number of states, over any strides.
 
-Serves ``selective_scan`` (delta given, G channel groups, one direction) and ``ss2d`` with N > 1 (delta from factors, K directions):
-both are B x G scans of C channels, where a group owns parameters, B and C. The states of a channel are walked one after the other
-within a tile of 16 visits, so that N costs no registers; between tiles they rest in ``last_ptr``.
+Serves ``selective_scan`` (delta given, G channel groups, one direction) and ``ss2d`` with N > 1 (delta from factors,
+K directions): both are B x G scans of C channels, where a group owns parameters, B and C. The states of a channel are
+walked one after the other within a tile of 16 visits, so that N costs no registers; between tiles they rest in
+``last_ptr``.
 """
 
 import triton
@@ -172,9 +173,7 @@ def scan_fwd_kernel(
             a_next = tl.load(a_base + (n + 1) * C, mask=d_ok & more, other=0.0)
             b_next = column16(b_base + at * b_sl + (n + 1) * b_sn, ok_t & more)
             c_next = column16(c_base + at * c_sl + (n + 1) * c_sn, ok_t & more)
-            h_next = state_before(
-                tile == 0, initial_base + n + 1, last_base + (n + 1) * C, d_ok & more, HAS_INITIAL
-            )
+            h_next = state_before(tile == 0, initial_base + n + 1, last_base + (n + 1) * C, d_ok & more, HAS_INITIAL)
             b_s = spread_column(b_n)
             c_s = spread_column(c_n)
             if SAVE:

@@ -11,8 +11,7 @@ from . import _launch
 from ._launch import fast_math
 from ._scan_backward import scan_bwd_kernel
 from ._scan_forward import scan_fwd_kernel
-
-TILE = 16
+from .state_shapes import selective_scan_states_shape, tiles_per_state
 
 
 class Scan(NamedTuple):
@@ -46,11 +45,6 @@ class ScanGradients(NamedTuple):
     initial: torch.Tensor  # [B, G, N, C] float32
 
 
-def tiles_per_state(N: int) -> int:
-    """Tiles between saved states: with more states per channel they are saved less often, and recomputed."""
-    return max(1, N // 2)
-
-
 def _strides(t: torch.Tensor | None, count: int) -> tuple[int, ...]:
     return tuple(t.stride())[:count] if t is not None else (0,) * count
 
@@ -70,17 +64,18 @@ def scan_forward(
     initial: torch.Tensor | None = None,
     save: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Fill y [B, L, G, C] (and out, its gated version with y's strides); return last states [B, G, N, C] and saved states."""
+    """Fill y [B, L, G, C] (and out, gated, with y's strides); return last states [B, G, N, C] and saved states."""
     B, L, G, C = s.x.shape
     N = s.A.shape[1]
     last = _launch.empty((B, G, N, C), dtype=torch.float32, device=s.x.device)
     every = tiles_per_state(N)
-    groups = -(-(-(-s.visits // TILE)) // every)
-    states = _launch.empty((B, G, groups, N, C), dtype=torch.float32, device=s.x.device) if save else None
+    shape = selective_scan_states_shape(B, G, s.visits, C, N)
+    states = _launch.empty(shape, dtype=torch.float32, device=s.x.device) if save else None
     R = s.weight.shape[2] if s.weight is not None else 0
     if y.numel():
         scan_fwd_kernel[(B * G * -(-C // 32),)](
-            s.x, s.delta, s.factors, s.weight, s.bias, s.A, s.B, s.C, s.skip, gate, y, out, initial, last, states, s.index,
+            s.x, s.delta, s.factors, s.weight, s.bias, s.A, s.B, s.C, s.skip, gate, y, out, initial, last, states,
+            s.index,
             *s.x.stride(), *_strides(s.delta, 4), *_strides(s.factors, 3), *_reorder(s.B), *_reorder(s.C),
             *_strides(gate, 4), *y.stride(),
             L, s.visits, s.height, s.width, -(-(2**32) // s.height), every, N, G,
@@ -117,7 +112,7 @@ def scan_backward(
     N = s.A.shape[1]
     every = tiles_per_state(N)
     blocks = -(-C // 32)
-    new = dict(dtype=torch.float32, device=s.x.device)
+    new = {"dtype": torch.float32, "device": s.x.device}
     scratch = _launch.empty((B, G, every, N, C), **new)
     carry = _launch.empty((B, G, N, C), **new)
     dA = _launch.empty((B, G, N, C), **new)
@@ -125,8 +120,8 @@ def scan_backward(
     dbc = (torch.zeros if partial else _launch.empty)((blocks, B, G, 2, N, L), **new)
     if dx.numel():
         scan_bwd_kernel[(B * G * blocks,)](
-            dy, s.x, s.delta, s.factors, s.weight, s.bias, s.A, s.B, s.C, s.skip, states, dlast, scratch, carry, dA, dvec,
-            dx, dz, dbc, s.index,
+            dy, s.x, s.delta, s.factors, s.weight, s.bias, s.A, s.B, s.C, s.skip, states, dlast, scratch, carry, dA,
+            dvec, dx, dz, dbc, s.index,
             *dy.stride(), *s.x.stride(), *_strides(s.delta, 4), *_strides(s.factors, 3), *_reorder(s.B), *_reorder(s.C),
             *dx.stride(), *dz.stride(),
             B, L, s.visits, s.height, s.width, -(-(2**32) // s.height), every, N, G,

@@ -67,7 +67,9 @@ def ss2d_bwd_kernel_n1(
     P: tl.constexpr = R + 1 + HAS_C
     PADDED: tl.constexpr = ORDER == TABLE
     TENSOR_SUMS: tl.constexpr = FAST and not PRECISE
-    ROUND: tl.constexpr = TENSOR_SUMS and x_ptr.dtype.element_ty == tl.float16  # cutting off would show in the gradients
+    ROUND: tl.constexpr = (
+        TENSOR_SUMS and x_ptr.dtype.element_ty == tl.float16
+    )  # cutting off would show in the gradients
 
     pid = tl.program_id(0)
     k = pid % K

@@ -31,7 +31,7 @@ def dproj_kernel(
     ROWS: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """One pass over dz: its products with the weight (per token) and with the factors (over tokens), and the sums of dB and dC."""
+    """One pass over dz: its products with the weight and with the factors, and the sums of dB and dC."""
     pid = tl.program_id(0)
     k = pid % K
     part = pid // K
@@ -123,7 +123,7 @@ def projection_gradients(
 
 
 def weight_gradient(dz: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """[K, D, R] float32 product of dz [K, T, D] and factors [K, T, R] over T, in slices of T so that it fills the device."""
+    """[K, D, R] float32 product of dz [K, T, D] and factors [K, T, R] over T, in slices that fill the device."""
     K, T, D = dz.shape
     R = factors.shape[2]
     if T == 0:

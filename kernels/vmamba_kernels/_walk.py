@@ -1,8 +1,8 @@
 """The order in which a direction visits the tokens, as index arithmetic.
 
-A closed-form direction walks row-major or column-major, and a mirrored one visits L - 1 - p where the other visits p. Positions
-stay inside [0, L) also past the end of the sequence, so that loads of a last, incomplete tile need no mask. A table direction
-reads its positions from memory.
+A closed-form direction walks row-major or column-major, and a mirrored one visits L - 1 - p where the other visits p.
+Positions stay inside [0, L) also past the end of the sequence, so that loads of a last, incomplete tile need no mask.
+A table direction reads its positions from memory.
 """
 
 import triton

@@ -17,6 +17,7 @@ class Config(NamedTuple):
 # (kernel, D) -> Config, measured on H200 (sm_90); sm_80 has the same register file and uses the same rows
 _TABLE: dict[tuple[str, int], Config] = {
     ("ss2d_fwd", 384): Config(2, 3),
+    ("ss2d_bwd", 768): Config(1, 2),
 }
 _PROGRAMS = 132 * 24  # enough one-warp programs to fill a large GPU; with more, a program takes several images
 

@@ -47,6 +47,7 @@ def merge_norm_fwd_kernel(
     HAS_GATE: tl.constexpr,
     SAVE: tl.constexpr,
 ):
+    """Norm of the sum over directions; program = a block of rows of one image."""
     blocks = tl.cdiv(L, ROWS)
     pid = tl.program_id(0)
     b = (pid // blocks).to(tl.int64)
@@ -102,6 +103,7 @@ def merge_norm_bwd_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_GATE: tl.constexpr,
 ):
+    """Gradients of the norm; program = several blocks of rows, whose parameter gradients it adds up."""
     pid = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, DP)
     d_ok = d < D
@@ -182,7 +184,7 @@ def merge_norm_forward(
     B, K, L, D = parts.shape
     _check_norm((B, L, D), parts, weight, bias, gate)
     gate = rows_contiguous(gate) if gate is not None else None
-    new = dict(device=parts.device)
+    new = {"device": parts.device}
     out = _launch.empty((B, L, D), dtype=out_dtype or parts.dtype, **new)
     merged = mean = rstd = None
     if save:
@@ -227,7 +229,7 @@ def merge_norm_backward(
     _check_norm((B, L, D), merged, weight, bias, gate)
     dout = dout.contiguous()
     gate = rows_contiguous(gate) if gate is not None else None
-    new = dict(device=merged.device)
+    new = {"device": merged.device}
     dmerged = _launch.empty((B, L, D), dtype=accumulator_dtype(merged.dtype), **new)
     dgate = _launch.empty((B, L, D), dtype=gate.dtype, **new) if gate is not None else None
     DP = triton.next_power_of_2(D)

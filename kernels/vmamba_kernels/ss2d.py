@@ -1,4 +1,4 @@
-"""The SS2D scan: K selective scans over one channels-last image in K orders, without a copy of the image for any of them.
+"""The SS2D scan: K selective scans over one channels-last image in K orders, with no copy of the image for any of them.
 
     delta = softplus(dt_weight[k] @ factors + dt_bias[k])
     h     = exp(delta * A) * h + delta * B * x          A = -exp(A_log[k])
@@ -14,12 +14,12 @@ import torch
 from . import _launch, configs
 from ._launch import check_device, check_shape, fast_math, rows_contiguous
 from ._merge import merge_directions
-from ._scan_launch import Scan, scan_backward, scan_forward, tiles_per_state
+from ._scan_launch import Scan, scan_backward, scan_forward
 from ._ss2d_backward import ss2d_bwd_kernel_n1
 from ._ss2d_forward import ss2d_fwd_kernel_n1
 from ._ss2d_products import projection_gradients, weight_gradient
+from .state_shapes import TILE, ss2d_states_shape
 
-TILE = 16  # visits per tile; a state is kept per tile
 _ORDERS = {"uni": 0, "bidi": 1, "cross": 2}
 _TABLE = 3
 
@@ -153,8 +153,10 @@ def ss2d_forward(
         scan = _general(p, x, proj, dt_weight, dt_bias, A_log, D_skip, index)
         _, states = scan_forward(scan, y.transpose(1, 2), save=save_states)
         return (merge_directions(y, y.dtype) if merge else y), states
-    tiles = -(-p.visits // TILE)
-    states = _launch.empty((p.B, p.K, tiles, p.D), dtype=torch.float32, device=x.device) if save_states else None
+    states = None
+    if save_states:
+        shape = ss2d_states_shape(p.B, p.K, p.visits, p.D, 1)
+        states = _launch.empty(shape, dtype=torch.float32, device=x.device)
     if y.numel():
         sub, stages, registers = configs.config("ss2d_fwd", p.D)
         per_image = -(-p.D // (32 * sub)) * p.K
@@ -165,7 +167,8 @@ def ss2d_forward(
             x.stride(0), p.B, images, p.L, p.visits, p.height, p.width, -(-(2**32) // p.height),
             X_ROW=x.stride(1), D=p.D, K=p.K, R=p.R, SUB=sub, STAGES=stages, ORDER=p.order,
             HAS_C=p.has_c, HAS_BIAS=dt_bias is not None, HAS_SKIP=D_skip is not None, SAVE=save_states,
-            EVEN=p.visits % TILE == 0, PRECISE=x.dtype == torch.float32, FAST=fast_math(), num_warps=1, maxnreg=registers,
+            EVEN=p.visits % TILE == 0, PRECISE=x.dtype == torch.float32, FAST=fast_math(),
+            num_warps=1, maxnreg=registers,
         )  # fmt: skip
     return (merge_directions(y, y.dtype) if merge else y), states
 
@@ -212,8 +215,7 @@ def ss2d_backward(
     x, proj, dy = rows_contiguous(x), proj.contiguous(), rows_contiguous(dy)
     if p.N > 1:
         return _backward_general(p, dy, x, proj, dt_weight, dt_bias, A_log, D_skip, states, index, index_covers)
-    tiles = -(-p.visits // TILE)
-    check_shape("states", states, (p.B, p.K, tiles, p.D), "(B, K, tiles, D)")
+    check_shape("states", states, ss2d_states_shape(p.B, p.K, p.visits, p.D, 1), "(B, K, tiles, D)")
     _, stages, registers = configs.config("ss2d_bwd", p.D)
     blocks = -(-p.D // 32)
     images = configs.images_per_program(p.B, blocks * p.K)
@@ -227,7 +229,8 @@ def ss2d_backward(
         ss2d_bwd_kernel_n1[(groups * blocks * p.K,)](
             dy, x, proj, dt_weight.contiguous(), dt_bias, A_log.contiguous(), D_skip, states,
             dx, dbc, dz, dvec, index,
-            x.stride(0), dy.stride(0), 0 if merged else dy.stride(1), p.B, images, p.L, p.visits, p.height, p.width, -(-(2**32) // p.height),
+            x.stride(0), dy.stride(0), 0 if merged else dy.stride(1),
+            p.B, images, p.L, p.visits, p.height, p.width, -(-(2**32) // p.height),
             X_ROW=x.stride(1), DY_ROW=dy.stride(-2), D=p.D, K=p.K, R=p.R, STAGES=stages,
             ORDER=p.order, HAS_C=p.has_c, HAS_BIAS=dt_bias is not None, HAS_SKIP=D_skip is not None,
             EVEN=p.visits % TILE == 0, PRECISE=x.dtype == torch.float32, FAST=fast_math(),
@@ -271,8 +274,8 @@ def _backward_general(
     p: _Problem, dy, x, proj, dt_weight, dt_bias, A_log, D_skip, states, index, covers
 ) -> SS2DGradients:
     scan = _general(p, x, proj, dt_weight, dt_bias, A_log, D_skip, index)
-    groups = -(-(-(-p.visits // TILE)) // tiles_per_state(p.N))
-    check_shape("states", states, (p.B, p.K, groups, p.N, p.D), "(B, K, groups of tiles, N, D)")
+    expected = ss2d_states_shape(p.B, p.K, p.visits, p.D, p.N)
+    check_shape("states", states, expected, "(B, K, groups of tiles, N, D)")
     partial = p.order == _TABLE and not covers
     dx = _output(p, _launch.accumulator_dtype(x.dtype), x.device, covers)
     dz = (torch.zeros if partial else _launch.empty)((p.K, p.B, p.L, p.D), dtype=dx.dtype, device=x.device)

@@ -1,4 +1,4 @@
-"""Shapes of the states that the forwards save for the backwards, for callers that plan memory without running a kernel."""
+"""Shapes of the states that the forwards save for the backwards, for callers that run no kernel."""
 
 __all__ = ["TILE", "selective_scan_states_shape", "ss2d_states_shape", "tiles_per_state"]
 

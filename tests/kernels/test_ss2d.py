@@ -75,7 +75,7 @@ def test_strided_and_shared_inputs(device):
     wide[..., 8:24] = args["x"]
     args["x"] = wide[..., 8:24]
     check_ss2d(args, "cross", height=4, width=5)
-    y, states = ss2d_forward(*args.values(), order="cross", height=4, width=5, save_states=True)
+    _y, states = ss2d_forward(*args.values(), order="cross", height=4, width=5, save_states=True)
     dy = torch.randn(1, 1, 16, device=device).expand(2, 20, 16)  # stride 0
     got = ss2d_backward(dy, *args.values(), states, order="cross", height=4, width=5)
     same = ss2d_backward(dy.contiguous(), *args.values(), states, order="cross", height=4, width=5)

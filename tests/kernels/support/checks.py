@@ -7,10 +7,10 @@ from .reference import positions, selective_scan_reference, ss2d_reference
 
 # Relative RMS error ||got - reference|| / ||reference|| against float64 on the same inputs.
 # float32: rounding of sums of up to a few thousand terms.
-# bfloat16: 1.5 times what rounding to bfloat16 costs where the kernels store it. One rounding has a relative RMS of 1.66e-3;
-# directions are stored one by one and then summed, which is two: 1.5 * sqrt(2) * 1.66e-3.
-# float16: the same with 2.1e-4; outputs are float32 there but the fast softplus is good to 6e-5 only.
-# The interpreter cuts off instead of rounding when it converts to bfloat16, which doubles that error.
+# bfloat16: 1.5 times what rounding to bfloat16 costs where the kernels store it. One rounding has a relative RMS of
+# 1.66e-3; directions are stored one by one and then summed, which is two: 1.5 * sqrt(2) * 1.66e-3. float16: the same
+# with 2.1e-4; outputs are float32 there but the fast softplus is good to 6e-5 only. The interpreter cuts off instead
+# of rounding when it converts to bfloat16, which doubles that error.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3.5e-3, torch.float16: 4.5e-4}
 INTERPRETER_TOLERANCE = {**TOLERANCE, torch.bfloat16: 8e-3}
 

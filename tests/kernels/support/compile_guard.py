@@ -1,0 +1,117 @@
+"""Compile the kernels for sm_90 without a GPU and count what matters in the machine code; prints JSON.
+
+    python -m tests.kernels.support.compile_guard > tests/kernels/compile_guard.json     # record
+
+Needs only Triton's wheel, which ships ptxas and nvdisasm. Run with TRITON_INTERPRET unset: interpreted kernels do not
+compile.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from vmamba_kernels._scan_backward import scan_bwd_kernel
+from vmamba_kernels._scan_forward import scan_fwd_kernel
+from vmamba_kernels._ss2d_backward import ss2d_bwd_kernel_n1
+from vmamba_kernels._ss2d_forward import ss2d_fwd_kernel_n1
+from vmamba_kernels.configs import config
+
+BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
+TILE = 16
+FLOAT32 = {
+    "dt_weight_ptr", "dt_bias_ptr", "a_log_ptr", "d_skip_ptr", "states_ptr", "dbc_ptr", "dvec_ptr", "weight_ptr",
+    "bias_ptr", "a_ptr", "skip_ptr", "initial_ptr", "last_ptr", "dlast_ptr", "scratch_ptr", "carry_ptr", "da_ptr",
+}  # fmt: skip
+SS2D = {
+    "ORDER": 2, "K": 4, "HAS_C": True, "HAS_BIAS": True, "HAS_SKIP": True, "SAVE": True, "PRECISE": False, "FAST": True
+}  # fmt: skip
+SCAN = {
+    **SS2D, "SOFTPLUS": True, "HAS_GATE": False, "HAS_INITIAL": False, "HAS_DLAST": False,
+    **dict.fromkeys(("x_sc", "y_sc", "dx_sc", "dy_sc", "dz_sc"), 1),
+}  # fmt: skip
+
+
+def _ss2d(kernel: str, D: int, R: int, even: bool) -> dict:
+    blocks, stages, _ = config(kernel, D)
+    return {**SS2D, "X_ROW": D, "DY_ROW": D, "D": D, "R": R, "SUB": blocks, "STAGES": stages, "EVEN": even}
+
+
+# name -> kernel, constants, elements (channel, visit) that one lane does per pass of the loop that is counted,
+# and which loop that is: the longest, or the innermost one over states
+CASES = {
+    "ss2d_fwd_d96_r6": (ss2d_fwd_kernel_n1, _ss2d("ss2d_fwd", 96, 6, True), TILE, max),
+    "ss2d_fwd_d192_r12": (ss2d_fwd_kernel_n1, _ss2d("ss2d_fwd", 192, 12, True), TILE, max),
+    "ss2d_fwd_d384_r24": (ss2d_fwd_kernel_n1, _ss2d("ss2d_fwd", 384, 24, False), 2 * TILE, max),
+    "ss2d_fwd_d768_r48": (ss2d_fwd_kernel_n1, _ss2d("ss2d_fwd", 768, 48, False), TILE, max),
+    "ss2d_bwd_d96_r6": (ss2d_bwd_kernel_n1, _ss2d("ss2d_bwd", 96, 6, True), TILE, max),
+    "ss2d_bwd_d768_r48": (ss2d_bwd_kernel_n1, _ss2d("ss2d_bwd", 768, 48, False), TILE, max),
+    "scan_fwd_r12": (scan_fwd_kernel, {**SCAN, "C": 192, "R": 12}, TILE, min),
+    "scan_bwd_r12": (scan_bwd_kernel, {**SCAN, "C": 192, "R": 12}, TILE, sorted),
+}
+
+
+def machine_code(kernel, constants: dict) -> tuple[str, str]:
+    """SASS of the kernel, and what ptxas reports about its resources."""
+    constants = {n: v for n, v in constants.items() if n in kernel.arg_names}
+    types, aligned = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants:
+            types[name] = "constexpr"
+        elif name == "index_ptr":
+            types[name] = "*i32"
+        elif name.endswith("_ptr"):
+            types[name] = "*fp32" if name in FLOAT32 else "*bf16"
+            aligned[(i,)] = [["tt.divisibility", 16]]
+        else:
+            types[name] = "i64" if name == "reciprocal" else "i32"
+            if re.match(r"d?[xyz]_s[blgk]$", name):
+                aligned[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1, "num_stages": 1})
+    with tempfile.TemporaryDirectory() as folder:
+        cubin, ptx = Path(folder, "k.cubin"), Path(folder, "k.ptx")
+        cubin.write_bytes(compiled.asm["cubin"])
+        ptx.write_text(compiled.asm["ptx"])
+        sass = subprocess.run([BIN / "nvdisasm", "-c", cubin], capture_output=True, text=True, check=True).stdout
+        command = [BIN / "ptxas", "-v", "--gpu-name=sm_90a", ptx, "-o", Path(folder, "again.cubin")]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return sass, report
+
+
+def loops(sass: str) -> list[list[str]]:
+    """Opcodes of every loop: what lies between a label and a branch back to it."""
+    lines, labels, found = sass.splitlines(), {}, []
+    for i, line in enumerate(lines):
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label[1]] = i
+        if (back := re.search(r"BRA `\((\.L_x_\d+)\)", line)) and back[1] in labels:
+            text = "\n".join(lines[labels[back[1]] : i + 1])
+            opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", text, re.M)
+            found.append([code for code in opcodes if code != "NOP"])
+    return [loop for loop in found if len(loop) > 64]
+
+
+def inspect(name: str) -> dict:
+    """Counts of one case."""
+    kernel, constants, elements, which = CASES[name]
+    sass, report = machine_code(kernel, constants)
+    found = loops(sass)
+    # the backward over states is the second of the two innermost loops
+    loop = sorted(found, key=len)[1] if which is sorted else which(found, key=len)
+    return {
+        "registers": int(re.search(r"Used (\d+) registers", report)[1]),
+        "spilled_bytes": int(re.search(r"(\d+) bytes spill stores", report)[1]),
+        "instructions_per_element": round(len(loop) / elements, 1),
+        "shuffles": loop.count("SHFL"),
+    }
+
+
+if __name__ == "__main__":
+    json.dump({name: inspect(name) for name in sys.argv[1:] or CASES}, sys.stdout, indent=4)
+    print()
