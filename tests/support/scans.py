@@ -46,6 +46,6 @@ def gradients(output, arguments, seed=1):
     """Gradients of a random projection of ``output`` (a tensor or a tuple) by the tensors among ``arguments``."""
     outputs = output if isinstance(output, tuple) else (output,)
     g = torch.Generator().manual_seed(seed)
-    seeds = [torch.randn(o.shape, generator=g, dtype=torch.float64).to(o.dtype) for o in outputs]
+    seeds = [torch.randn(o.shape, generator=g, dtype=torch.float64).to(o) for o in outputs]
     inputs = [a for a in arguments if torch.is_tensor(a) and a.requires_grad]
     return torch.autograd.grad(outputs, inputs, seeds)
