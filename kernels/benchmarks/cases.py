@@ -48,7 +48,8 @@ def ss2d_core(B: int, D: int, side: int, R: int, N: int = 1, K: int = 4) -> Case
         rest = {**args, "proj": proj}
         y, states = ss2d_forward(*rest.values(), **how, merge=False, save_states=save)
         out, saved = merge_norm_forward(y, *norm, save=save)
-        kept.update(rest=rest, states=states, saved=saved)
+        if save:
+            kept.update(rest=rest, states=states, saved=saved)
         return out
 
     def backward():
@@ -80,12 +81,13 @@ def ss2d_scan(
     args = ss2d_inputs(B, L, D, R, N, K, torch.bfloat16, "cuda", delta_shift=-4.0)
     dy = torch.randn_like(args["x"])
     y, states = ss2d_forward(*args.values(), **how, save_states=True)
-    small = ss2d_inputs(1, L, D, R, N, K, torch.bfloat16, "cuda", delta_shift=-4.0)
+    side_checked, height_checked = min(side, 64), min(height or side, 64)  # the loop takes a launch per token
+    small = ss2d_inputs(1, side_checked * height_checked, D, R, N, K, torch.bfloat16, "cuda", delta_shift=-4.0)
     x, proj = _size(args["x"]), _size(args["proj"])
     return Case(
         lambda save=False: ss2d_forward(*args.values(), **how, save_states=save),
         lambda: ss2d_backward(dy, *args.values(), states, **how),
-        lambda: check_ss2d(small, **how),
+        lambda: check_ss2d(small, order, height=height_checked, width=side_checked),
         x + proj + _size(y),
         3 * x + 2 * proj,
         B * L * D * K * (1 + N),

@@ -22,7 +22,7 @@ from ._primitives import (
 from ._walk import direction, tile_positions
 
 
-@triton.jit(do_not_specialize=["batch", "images", "L", "L_visits", "height", "width", "reciprocal"])
+@triton.jit(do_not_specialize=["batch", "segments", "span", "images", "L", "L_visits", "height", "width", "reciprocal"])
 def ss2d_bwd_kernel_n1(
     dy_ptr,  # [B, L, D] or [B, K, L, D], strides (dy_sb, dy_sk, DY_ROW, 1)
     x_ptr,  # [B, L, D], strides (x_sb, X_ROW, 1)
@@ -35,12 +35,15 @@ def ss2d_bwd_kernel_n1(
     dx_ptr,  # [B, K, L, D]
     dbc_ptr,  # [blocks, K, B, L, P - R] fp32: B and C
     dz_ptr,  # [K, B, L, D]: gradient to delta's pre-activation
-    dvec_ptr,  # [B / images, 3, K, D] fp32: dt_bias, A_log, D_skip
+    dvec_ptr,  # [programs over B, 3, K, D] fp32: dt_bias, A_log, D_skip
+    entry_ptr,  # [B, K, segments, D]: adjoint that enters each segment from behind, only with SPLIT
     index_ptr,  # [K, L_visits], only for ORDER == TABLE
     x_sb,
     dy_sb,
     dy_sk,
     batch,
+    segments,
+    span,  # tiles per segment
     images,  # images that one program walks, one after the other; divides the batch
     L,
     L_visits,
@@ -58,6 +61,7 @@ def ss2d_bwd_kernel_n1(
     HAS_SKIP: tl.constexpr,
     EVEN: tl.constexpr,  # L_visits is a multiple of 16
     STAGES: tl.constexpr,  # depth of the software pipeline over tiles
+    SPLIT: tl.constexpr,  # a program walks one segment of one image, see _ss2d_segments
     PRECISE: tl.constexpr,
     FAST: tl.constexpr,
 ):
@@ -104,12 +108,20 @@ def ss2d_bwd_kernel_n1(
 
     tile_t = tl.arange(0, 16)
     two = tl.arange(0, 2)
-    b = (group * images).to(tl.int64)
-    tile = tiles - 1
+    if SPLIT:
+        segment = group % segments
+        b = (group // segments).to(tl.int64)
+        count = tl.minimum(span, tiles - segment * span)
+        tile = segment * span + count - 1
+        carry = tl.load(entry_ptr + ((b * K + k) * segments + segment) * D + d, mask=d_ok, other=0.0)
+    else:
+        b = (group * images).to(tl.int64)
+        tile = tiles - 1
+        count = images * tiles
     p, ok_t = tile_positions(tile * 16 + tile_t, walk, L_visits, step, mirror, L, height, reciprocal, ORDER)
     factors, bc = tile_factors(proj_k + b * L * (K * P), p, ok_t, R, K * P, HAS_C, PADDED)
     z2 = tile_delta(factors, (weights,), (bias,), 1, FAST)
-    for _ in tl.range(0, images * tiles, num_stages=STAGES):
+    for _ in tl.range(0, count, num_stages=STAGES):
         at = p[:, None].to(tl.int64)
         x_at = x_ptr + b * x_sb + at * X_ROW + d[None, :]
         dy_at = dy_ptr + b * dy_sb + k.to(tl.int64) * dy_sk + at * DY_ROW + d[None, :]
@@ -126,7 +138,8 @@ def ss2d_bwd_kernel_n1(
         b_t, c_t = tl.split(bc.to(tl.float32))
         b_s = spread16(b_t * LN2, 32)
         c_s = spread16(c_t, 32)
-        carry = tl.where(tile == tiles - 1, 0.0, carry)
+        if not SPLIT:
+            carry = tl.where(tile == tiles - 1, 0.0, carry)
 
         # the next tile's factors, B and C are loaded ahead
         b_next = tl.minimum(b + tl.where(tile == 0, 1, 0), batch - 1)

@@ -8,7 +8,7 @@ from ._primitives import LN2, LOG2E, TABLE, ex2, pack16, softplus2, spread16, un
 from ._walk import direction, tile_positions
 
 
-@triton.jit(do_not_specialize=["batch", "images", "L", "L_visits", "height", "width", "reciprocal"])
+@triton.jit(do_not_specialize=["batch", "segments", "span", "images", "L", "L_visits", "height", "width", "reciprocal"])
 def ss2d_fwd_kernel_n1(
     x_ptr,  # [B, L, D], strides (x_sb, X_ROW, 1)
     proj_ptr,  # [B, L, K, R + 1 (+ 1)], contiguous
@@ -18,9 +18,12 @@ def ss2d_fwd_kernel_n1(
     d_skip_ptr,  # [K, D]
     y_ptr,  # [B, K, L, D], contiguous
     states_ptr,  # [B, K, tiles, D]: state before each tile of 16 visits
+    entry_ptr,  # [B, K, segments, D]: state that enters each segment, only with SPLIT
     index_ptr,  # [K, L_visits], only for ORDER == TABLE
     x_sb,
     batch,
+    segments,
+    span,  # tiles per segment
     images,  # images that one program walks, one after the other; divides the batch
     L,
     L_visits,
@@ -37,6 +40,7 @@ def ss2d_fwd_kernel_n1(
     HAS_BIAS: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     SAVE: tl.constexpr,
+    SPLIT: tl.constexpr,  # a program walks one segment of one image, see _ss2d_segments
     EVEN: tl.constexpr,  # L_visits is a multiple of 16
     STAGES: tl.constexpr,  # depth of the software pipeline over tiles
     PRECISE: tl.constexpr,
@@ -81,13 +85,26 @@ def ss2d_fwd_kernel_n1(
         h = h + (tl.zeros([32], tl.float32),)
 
     tile_t = tl.arange(0, 16)
-    b = (group * images).to(tl.int64)
-    p, ok_t = tile_positions(tile_t, walk, L_visits, step, mirror, L, height, reciprocal, ORDER)
+    if SPLIT:
+        segment = group % segments
+        b = (group // segments).to(tl.int64)
+        tile = segment * span
+        count = tl.minimum(span, tiles - tile)
+        entry = ()
+        for s in tl.static_range(SUB):
+            d = d0 + 32 * s
+            entry_at = entry_ptr + ((b * K + k) * segments + segment) * D + d
+            entry = entry + (tl.load(entry_at, mask=d < D, other=0.0),)
+        h = entry
+    else:
+        b = (group * images).to(tl.int64)
+        tile = tl.zeros([], tl.int32)
+        count = images * tiles
+    p, ok_t = tile_positions(tile * 16 + tile_t, walk, L_visits, step, mirror, L, height, reciprocal, ORDER)
     PADDED: tl.constexpr = ORDER == TABLE
     factors, bc = tile_factors(proj_k + b * L * (K * P), p, ok_t, R, K * P, HAS_C, PADDED)
     z2 = tile_delta(factors, weights, bias, SUB, FAST)
-    tile = tl.zeros([], tl.int32)
-    for _ in tl.range(0, images * tiles, num_stages=STAGES):
+    for _ in tl.range(0, count, num_stages=STAGES):
         at = p[:, None].to(tl.int64)
         x_tiles = ()
         for s in tl.static_range(SUB):
@@ -115,7 +132,9 @@ def ss2d_fwd_kernel_n1(
         new_h = ()
         for s in tl.static_range(SUB):
             d = d0 + 32 * s
-            hs = tl.where(tile == 0, 0.0, h[s])
+            hs = h[s]
+            if not SPLIT:
+                hs = tl.where(tile == 0, 0.0, hs)
             if SAVE:
                 state_at = states_ptr + ((b * K + k) * tiles + tile) * D + d
                 if WHOLE:

@@ -19,6 +19,7 @@ _TABLE: dict[tuple[str, int], Config] = {
     ("ss2d_fwd", 384): Config(2, 3),
     ("ss2d_bwd", 768): Config(1, 2),
 }
+_LEAST_TILES = 8  # tiles in a segment, at least
 _PROGRAMS = 132 * 24  # enough one-warp programs to fill a large GPU; with more, a program takes several images
 
 
@@ -37,3 +38,15 @@ def images_per_program(batch: int, programs_per_image: int) -> int:
     """
     most = max(1, batch * programs_per_image // _PROGRAMS)
     return max(n for n in range(1, most + 1) if batch % n == 0)
+
+
+def segments(programs: int, tiles: int) -> tuple[int, int]:
+    """Into how many segments to cut the sequences of so many programs, and how many tiles a segment has.
+
+    Cutting costs a second pass over the input, so it is done only where most of the device would be idle.
+    """
+    count = min(_PROGRAMS // 2 // max(1, programs), tiles // _LEAST_TILES)
+    if count < 4:
+        return 1, tiles
+    span = (tiles + count - 1) // count
+    return (tiles + span - 1) // span, span

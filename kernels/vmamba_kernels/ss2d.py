@@ -18,6 +18,7 @@ from ._scan_launch import Scan, scan_backward, scan_forward
 from ._ss2d_backward import ss2d_bwd_kernel_n1
 from ._ss2d_forward import ss2d_fwd_kernel_n1
 from ._ss2d_products import projection_gradients, weight_gradient
+from ._ss2d_segments import segment_entries
 from .state_shapes import TILE, ss2d_states_shape
 
 _ORDERS = {"uni": 0, "bidi": 1, "cross": 2}
@@ -49,6 +50,7 @@ class _Problem(NamedTuple):
     visits: int  # visits per direction
     height: int
     width: int
+    precise: bool  # float32 input
 
 
 def _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, width) -> _Problem:
@@ -80,7 +82,7 @@ def _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, wid
     if index is not None:
         if index.dim() != 2 or index.shape[0] != K or index.dtype != torch.int32:
             raise ValueError(f"index has shape {tuple(index.shape)}, dtype {index.dtype}; expected int32 ({K}, visits)")
-        return _Problem(B, L, D, K, N, R, has_c, _TABLE, index.shape[1], 1, L)
+        return _Problem(B, L, D, K, N, R, has_c, _TABLE, index.shape[1], 1, L, x.dtype == torch.float32)
     if order not in _ORDERS:
         raise ValueError(f"order is {order!r}, expected one of {sorted(_ORDERS)} or an index table")
     if height * width != L:
@@ -95,7 +97,11 @@ def _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, wid
         raise ValueError(
             f"order 'cross' takes height * L < 2**32, got {height} * {L}; pass the order as an index table"
         )
-    return _Problem(B, L, D, K, N, R, has_c, _ORDERS[order], L, height, width)
+    return _Problem(B, L, D, K, N, R, has_c, _ORDERS[order], L, height, width, x.dtype == torch.float32)
+
+
+def _contiguous(*parameters: torch.Tensor | None) -> list[torch.Tensor | None]:
+    return [t.contiguous() if t is not None else None for t in parameters]
 
 
 def _output(p: _Problem, dtype: torch.dtype, device: torch.device, covers: bool) -> torch.Tensor:
@@ -148,6 +154,7 @@ def ss2d_forward(
     """
     p = _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, width)
     x, proj = rows_contiguous(x), proj.contiguous()
+    dt_weight, dt_bias, A_log, D_skip = _contiguous(dt_weight, dt_bias, A_log, D_skip)
     y = _output(p, _launch.accumulator_dtype(x.dtype), x.device, index_covers)
     if p.N > 1:
         scan = _general(p, x, proj, dt_weight, dt_bias, A_log, D_skip, index)
@@ -161,13 +168,18 @@ def ss2d_forward(
         sub, stages, registers = configs.config("ss2d_fwd", p.D)
         per_image = -(-p.D // (32 * sub)) * p.K
         images = configs.images_per_program(p.B, per_image)
-        grid = (p.B // images * per_image,)
+        segments, span = configs.segments(p.B * per_image, -(-p.visits // TILE))
+        entry = None
+        if segments > 1:
+            entry = segment_entries(x, proj, dt_weight, dt_bias, A_log, index, p, segments, span, adjoint=False)
+        grid = (p.B // images * segments * per_image,)
         ss2d_fwd_kernel_n1[grid](
-            x, proj, dt_weight.contiguous(), dt_bias, A_log.contiguous(), D_skip, y, states, index,
-            x.stride(0), p.B, images, p.L, p.visits, p.height, p.width, -(-(2**32) // p.height),
+            x, proj, dt_weight, dt_bias, A_log, D_skip, y, states, entry, index,
+            x.stride(0), p.B, segments, span, images, p.L, p.visits, p.height, p.width, -(-(2**32) // p.height),
             X_ROW=x.stride(1), D=p.D, K=p.K, R=p.R, SUB=sub, STAGES=stages, ORDER=p.order,
             HAS_C=p.has_c, HAS_BIAS=dt_bias is not None, HAS_SKIP=D_skip is not None, SAVE=save_states,
-            EVEN=p.visits % TILE == 0, PRECISE=x.dtype == torch.float32, FAST=fast_math(),
+            SPLIT=segments > 1,
+            EVEN=p.visits % TILE == 0, PRECISE=p.precise, FAST=fast_math(),
             num_warps=1, maxnreg=registers,
         )  # fmt: skip
     return (merge_directions(y, y.dtype) if merge else y), states
@@ -213,27 +225,32 @@ def ss2d_backward(
     merged = dy.dim() == 3
     check_shape("dy", dy, (p.B, p.L, p.D) if merged else (p.B, p.K, p.L, p.D), "(B, L, D) or (B, K, L, D)")
     x, proj, dy = rows_contiguous(x), proj.contiguous(), rows_contiguous(dy)
+    dt_weight, dt_bias, A_log, D_skip = _contiguous(dt_weight, dt_bias, A_log, D_skip)
     if p.N > 1:
         return _backward_general(p, dy, x, proj, dt_weight, dt_bias, A_log, D_skip, states, index, index_covers)
     check_shape("states", states, ss2d_states_shape(p.B, p.K, p.visits, p.D, 1), "(B, K, tiles, D)")
     _, stages, registers = configs.config("ss2d_bwd", p.D)
     blocks = -(-p.D // 32)
     images = configs.images_per_program(p.B, blocks * p.K)
-    groups = p.B // images
+    segments, span = configs.segments(p.B * blocks * p.K, -(-p.visits // TILE))
+    groups = p.B // images * segments
     dx = _output(p, _launch.accumulator_dtype(x.dtype), x.device, index_covers)
     make = _launch.empty if p.order != _TABLE or index_covers else torch.zeros
     dbc = make((blocks, p.K, p.B, p.L, proj.shape[3] - p.R), dtype=torch.float32, device=x.device)
     dz = make((p.K, p.B * p.L, p.D), dtype=dx.dtype, device=x.device)
     dvec = _launch.empty((groups, 3, p.K, p.D), dtype=torch.float32, device=x.device)
     if dx.numel():
+        entry = None
+        if segments > 1:
+            entry = segment_entries(dy, proj, dt_weight, dt_bias, A_log, index, p, segments, span, adjoint=True)
         ss2d_bwd_kernel_n1[(groups * blocks * p.K,)](
-            dy, x, proj, dt_weight.contiguous(), dt_bias, A_log.contiguous(), D_skip, states,
-            dx, dbc, dz, dvec, index,
+            dy, x, proj, dt_weight, dt_bias, A_log, D_skip, states,
+            dx, dbc, dz, dvec, entry, index,
             x.stride(0), dy.stride(0), 0 if merged else dy.stride(1),
-            p.B, images, p.L, p.visits, p.height, p.width, -(-(2**32) // p.height),
+            p.B, segments, span, images, p.L, p.visits, p.height, p.width, -(-(2**32) // p.height),
             X_ROW=x.stride(1), DY_ROW=dy.stride(-2), D=p.D, K=p.K, R=p.R, STAGES=stages,
             ORDER=p.order, HAS_C=p.has_c, HAS_BIAS=dt_bias is not None, HAS_SKIP=D_skip is not None,
-            EVEN=p.visits % TILE == 0, PRECISE=x.dtype == torch.float32, FAST=fast_math(),
+            EVEN=p.visits % TILE == 0, SPLIT=segments > 1, PRECISE=p.precise, FAST=fast_math(),
             num_warps=1, maxnreg=registers,
         )  # fmt: skip
     dproj, dweight = projection_gradients(dz, dt_weight, proj, dbc)
@@ -255,7 +272,7 @@ def _general(p: _Problem, x, proj, dt_weight, dt_bias, A_log, D_skip, index) -> 
         x=x.unsqueeze(2).expand(-1, -1, p.K, -1),
         delta=None,
         factors=proj[..., : p.R],
-        weight=dt_weight.contiguous(),
+        weight=dt_weight,
         bias=dt_bias,
         A=-torch.exp(A_log.transpose(1, 2)).contiguous(),
         B=bc[:, :, p.R : p.R + p.N],

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from vmamba_kernels import ss2d_backward, ss2d_forward
+from vmamba_kernels import configs, ss2d_backward, ss2d_forward
 
 from tests.kernels.support.checks import check_close, check_ss2d, ss2d_inputs, tolerance
 from tests.kernels.support.reference import positions, ss2d_reference
@@ -80,6 +80,18 @@ def test_strided_and_shared_inputs(device):
     got = ss2d_backward(dy, *args.values(), states, order="cross", height=4, width=5)
     same = ss2d_backward(dy.contiguous(), *args.values(), states, order="cross", height=4, width=5)
     assert all(torch.equal(a, b) for a, b in zip(got, same, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["cross", "bidi", "table"])
+def test_sequences_in_segments(kind, device, monkeypatch):
+    monkeypatch.setattr(configs, "_LEAST_TILES", 1)
+    monkeypatch.setattr(configs, "_PROGRAMS", 2**20)  # as many segments as there are tiles
+    args = ss2d_inputs(1, 54, 8, 3, device=device, delta_shift=-3.0)
+    assert configs.segments(4, 4) == (4, 1)
+    if kind == "table":
+        check_ss2d(args, index=random_table(4, 54, 60, 50).to(device))
+    else:
+        check_ss2d(args, kind, height=6, width=9, merge=kind == "cross")
 
 
 @pytest.mark.parametrize("shift", [-40.0, -12.0, 15.0, 30.0, 1e4])

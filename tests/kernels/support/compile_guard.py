@@ -29,7 +29,8 @@ FLOAT32 = {
     "bias_ptr", "a_ptr", "skip_ptr", "initial_ptr", "last_ptr", "dlast_ptr", "scratch_ptr", "carry_ptr", "da_ptr",
 }  # fmt: skip
 SS2D = {
-    "ORDER": 2, "K": 4, "HAS_C": True, "HAS_BIAS": True, "HAS_SKIP": True, "SAVE": True, "PRECISE": False, "FAST": True
+    "ORDER": 2, "K": 4, "HAS_C": True, "HAS_BIAS": True, "HAS_SKIP": True,
+    "SAVE": True, "SPLIT": False, "PRECISE": False, "FAST": True
 }  # fmt: skip
 SCAN = {
     **SS2D, "SOFTPLUS": True, "HAS_GATE": False, "HAS_INITIAL": False, "HAS_DLAST": False,
