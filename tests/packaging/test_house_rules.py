@@ -11,7 +11,7 @@ FOLDERS = ("vmamba", "kernels", "tools", "tests", "configs")
 SOURCES = sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py") if "goldens" not in p.parts)
 MAX_LINES, MAX_MODEL_LINES = 400, 600
 # a Triton kernel cannot hand its tiles to a helper piece by piece: one launch is one function
-MAX_FUNCTION_LINES, MAX_KERNEL_LINES = 60, 220
+MAX_FUNCTION_LINES, MAX_KERNEL_LINES = 60, 240
 
 # adding a public name means adding it here, and to CHANGELOG.md
 PUBLIC = {
