@@ -3,8 +3,10 @@
 import torch
 import triton
 
-# The tests replace this by an allocator that fills with NaN, so that an unwritten output cannot pass.
-empty = torch.empty
+
+def empty(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Uninitialised tensor. The tests replace it by one that fills with NaN: an unwritten output cannot pass."""
+    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def interpreted() -> bool:

@@ -112,12 +112,17 @@ def scan_backward(
     N = s.A.shape[1]
     every = tiles_per_state(N)
     blocks = -(-C // 32)
-    new = {"dtype": torch.float32, "device": s.x.device}
-    scratch = _launch.empty((B, G, every, N, C), **new)
-    carry = _launch.empty((B, G, N, C), **new)
-    dA = _launch.empty((B, G, N, C), **new)
-    dvec = _launch.empty((B, 2, G, C), **new)
-    dbc = (torch.zeros if partial else _launch.empty)((blocks, B, G, 2, N, L), **new)
+
+    def new(*shape: int) -> torch.Tensor:
+        return _launch.empty(shape, dtype=torch.float32, device=s.x.device)
+
+    scratch = new(B, G, every, N, C)
+    carry = new(B, G, N, C)
+    dA = new(B, G, N, C)
+    dvec = new(B, 2, G, C)
+    dbc = new(blocks, B, G, 2, N, L)
+    if partial:
+        dbc.zero_()
     if dx.numel():
         scan_bwd_kernel[(B * G * blocks,)](
             dy, s.x, s.delta, s.factors, s.weight, s.bias, s.A, s.B, s.C, s.skip, states, dlast, scratch, carry, dA,

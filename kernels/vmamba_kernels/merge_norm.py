@@ -175,7 +175,8 @@ def merge_norm_forward(
         save: also return what ``merge_norm_backward`` needs.
 
     Returns:
-        out [B, L, D], and (merged [B, L, D], mean [B, L], rstd [B, L]) or None. ``merged`` has the dtype of ``parts``.
+        out [B, L, D], and (merged [B, L, D], mean [B, L], rstd [B, L]) or None. ``merged`` has the dtype of ``parts``,
+        float32 for float16.
 
     Raises:
         ValueError: on a wrong shape or device.
@@ -184,13 +185,12 @@ def merge_norm_forward(
     B, K, L, D = parts.shape
     _check_norm((B, L, D), parts, weight, bias, gate)
     gate = rows_contiguous(gate) if gate is not None else None
-    new = {"device": parts.device}
-    out = _launch.empty((B, L, D), dtype=out_dtype or parts.dtype, **new)
+    out = _launch.empty((B, L, D), dtype=out_dtype or parts.dtype, device=parts.device)
     merged = mean = rstd = None
     if save:
-        merged = _launch.empty((B, L, D), dtype=parts.dtype, **new)
-        mean = _launch.empty((B, L), dtype=torch.float32, **new)
-        rstd = _launch.empty((B, L), dtype=torch.float32, **new)
+        merged = _launch.empty((B, L, D), dtype=accumulator_dtype(parts.dtype), device=parts.device)
+        mean = _launch.empty((B, L), dtype=torch.float32, device=parts.device)
+        rstd = _launch.empty((B, L), dtype=torch.float32, device=parts.device)
     if out.numel():
         DP = triton.next_power_of_2(D)
         rows = _rows_per_block(DP)
@@ -200,7 +200,7 @@ def merge_norm_forward(
             D=D, DP=DP, K=K, ROWS=rows, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
             HAS_GATE=gate is not None, SAVE=save, num_warps=4,
         )  # fmt: skip
-    return out, (merged, mean, rstd) if save else None
+    return out, None if merged is None or mean is None or rstd is None else (merged, mean, rstd)
 
 
 def merge_norm_backward(
@@ -229,16 +229,14 @@ def merge_norm_backward(
     _check_norm((B, L, D), merged, weight, bias, gate)
     dout = dout.contiguous()
     gate = rows_contiguous(gate) if gate is not None else None
-    new = {"device": merged.device}
-    dmerged = _launch.empty((B, L, D), dtype=accumulator_dtype(merged.dtype), **new)
-    dgate = _launch.empty((B, L, D), dtype=gate.dtype, **new) if gate is not None else None
+    dmerged = _launch.empty((B, L, D), dtype=accumulator_dtype(merged.dtype), device=merged.device)
+    dgate = _launch.empty((B, L, D), dtype=gate.dtype, device=merged.device) if gate is not None else None
     DP = triton.next_power_of_2(D)
     rows = _rows_per_block(DP)
     blocks = triton.cdiv(B * L, rows)
     per_program = max(1, triton.cdiv(blocks, 2048))
     programs = triton.cdiv(blocks, per_program)
-    affine = weight is not None or bias is not None
-    dparams = _launch.empty((2, programs, D), dtype=torch.float32, **new) if affine else None
+    dparams = _launch.empty((2, programs, D), dtype=torch.float32, device=merged.device)
     if programs:
         merge_norm_bwd_kernel[(programs,)](
             dout, merged, mean, rstd, weight, bias, gate, dmerged, dgate, dparams,
@@ -246,12 +244,11 @@ def merge_norm_backward(
             B * L, L, per_program, D=D, DP=DP, ROWS=rows, HAS_WEIGHT=weight is not None,
             HAS_BIAS=bias is not None, HAS_GATE=gate is not None, num_warps=4,
         )  # fmt: skip
-    if affine:
-        dparams = dparams.sum(1)
+    dweight, dbias = dparams.sum(1)
     return MergeNormGradients(
         merged=dmerged,
-        weight=dparams[0] if weight is not None else None,
-        bias=dparams[1] if bias is not None else None,
+        weight=dweight if weight is not None else None,
+        bias=dbias if bias is not None else None,
         gate=dgate,
     )
 

@@ -36,10 +36,8 @@ class SelectiveScanGradients(NamedTuple):
     initial_state: torch.Tensor | None
 
 
-def _tokens_first(t: torch.Tensor | None, G: int, channels_last: bool) -> torch.Tensor | None:
+def _tokens_first(t: torch.Tensor, G: int, channels_last: bool) -> torch.Tensor:
     """[B, D, L] or [B, L, D] as a [B, L, G, D / G] view."""
-    if t is None:
-        return None
     t = t if channels_last else t.transpose(1, 2)
     return t.unflatten(2, (G, -1))
 
@@ -138,14 +136,14 @@ def selective_scan_forward(
     last, states = scan_forward(
         s,
         _tokens_first(y, G, channels_last),
-        gate=_tokens_first(z, G, channels_last),
-        out=_tokens_first(out, G, channels_last),
+        gate=_tokens_first(z, G, channels_last) if z is not None else None,
+        out=_tokens_first(out, G, channels_last) if out is not None else None,
         initial=initial_state.contiguous() if initial_state is not None else None,
         save=save,
     )
     last = last.transpose(2, 3).reshape(batch, G * per_group, N)
-    saved = SelectiveScanSaved(y if z is not None else None, states) if save else None
-    return (y if z is None else out), last, saved
+    saved = SelectiveScanSaved(y if z is not None else None, states) if states is not None else None
+    return (y if out is None else out), last, saved
 
 
 def selective_scan_backward(
@@ -194,6 +192,8 @@ def selective_scan_backward(
     dz = None
     dy = dout
     if z is not None:
+        if saved.y is None:
+            raise ValueError("saved.y is None: the forward ran without the gate z")
         dy, dz = gate_backward(dout, saved.y, z)
     du = _launch.empty(u.shape, dtype=u.dtype, device=u.device)
     ddelta = _launch.empty(u.shape, dtype=delta.dtype, device=u.device)
