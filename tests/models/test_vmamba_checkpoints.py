@@ -1,3 +1,4 @@
+import os
 import re
 import sys
 import types
@@ -9,6 +10,17 @@ from timm.models import create_model, save_for_hf
 
 import vmamba  # noqa: F401
 from vmamba.models.vmamba import checkpoint_filter_fn
+
+
+class Touch:
+    """Unpickles by running a command that leaves a trace."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
 
 V0 = {"d_state": 4, "ssm_ratio": 2.0, "mlp_ratio": 0.0, "conv_bias": True, "gate": True, "patch_stem": True}
 
@@ -126,13 +138,21 @@ def test_published_file_with_pickled_configuration(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "yacs.config")
     monkeypatch.delitem(sys.modules, "yacs")
 
-    model = build()
-    model.load_pretrained(str(path))
+    overlay = {"file": str(path)}
     x = torch.randn(1, 3, 32, 32)
-    torch.testing.assert_close(model(x), source(x))
-    features = build(num_classes=5)
-    features.load_pretrained(str(path))
-    torch.testing.assert_close(features.forward_features(x), source.forward_features(x))
+    torch.testing.assert_close(build(pretrained=True, pretrained_cfg_overlay=overlay)(x), source(x))
+    other = build(pretrained=True, pretrained_cfg_overlay=overlay, num_classes=5)
+    torch.testing.assert_close(other.forward_features(x), source.forward_features(x))
+    backbone = build(pretrained=True, pretrained_cfg_overlay=overlay, features_only=True)
+    torch.testing.assert_close(backbone(x), source.forward_intermediates(x, intermediates_only=True))
+
+
+def test_malicious_pickle_is_refused(tmp_path):
+    path = tmp_path / "evil.pth"
+    torch.save({"model": build().state_dict(), "config": Touch(str(tmp_path / "touched"))}, path)
+    with pytest.raises(ValueError, match="is refused, nothing of it was run"):
+        build(pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    assert not (tmp_path / "touched").exists()
 
 
 def test_hub_round_trip(tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["AllOrNothing", "linear_weights", "open_envelope", "require_fit"]
+__all__ = ["AllOrNothing", "linear_weights", "open_envelope", "read_pickles_safely", "require_fit"]
 
 # Published files keep the weights behind their published score under `model`; training runs add the others.
 ENVELOPES = ("model", "state_dict", "model_ema", "state_dict_ema")
@@ -31,6 +31,18 @@ def open_envelope(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
             own = [k for k in state if k.startswith(prefix)]
             state = {k.removeprefix(prefix): state[k] for k in own}
     return state
+
+
+def read_pickles_safely(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``timm.create_model``, with an overlay's pickled file read by the model's ``load_pretrained``.
+
+    timm itself refuses a released file for the foreign objects that are pickled beside its weights.
+    """
+    overlay = kwargs.get("pretrained_cfg_overlay") or {}
+    file = str(overlay.get("file") or "")
+    if not file or file.endswith(".safetensors"):
+        return kwargs
+    return {**kwargs, "pretrained_cfg_overlay": {"custom_load": True, **overlay}}
 
 
 def linear_weights(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ from vmamba._timm import (
 )
 from vmamba.layers import SS2D, ConvDownsample, ConvStem, PatchMerging, PatchStem
 
-from ._checkpoint import AllOrNothing, linear_weights, open_envelope, require_fit
+from ._checkpoint import AllOrNothing, linear_weights, open_envelope, read_pickles_safely, require_fit
 from ._safe_load import load_safely
 
 __all__ = ["VMamba"]
@@ -382,7 +382,7 @@ def _create_vmamba(variant: str, pretrained: bool, model_args: dict[str, Any], *
         pretrained_filter_fn=checkpoint_filter_fn,
         # the getter gives feature maps as NCHW, which detection and segmentation heads expect
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        **{**model_args, **kwargs},
+        **read_pickles_safely({**model_args, **kwargs}),
     )
 
 
