@@ -56,7 +56,9 @@ def test_tables_are_cached():
 def test_table_made_under_inference_mode_can_be_trained_with():
     with torch.inference_mode():
         order = scan_order("cross", (11, 13))
+        inverse = order.inverse
     assert not order.index.is_inference()
+    assert not inverse.is_inference()
 
 
 @pytest.mark.parametrize(("call", "message"), [

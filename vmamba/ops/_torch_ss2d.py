@@ -8,6 +8,9 @@ Tensors of walks are ``[b, k, T, C]`` (b images and k directions of a tile, T st
 """
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -21,6 +24,32 @@ TILE_ELEMENTS = 3 << 18
 """Elements of one [b, k, T, D * N] tensor that are worked on at once (or one direction's, if those are more)."""
 
 
+class _Tables(NamedTuple):
+    """Where the rows of one order come from and go to; -1 stands for a row of zeros."""
+
+    walk: Tensor  # [K, T]: row of x, of [b, L, D]
+    walk_projection: Tensor  # [K, T]: row of the projection, of [b, L * K, P]
+    natural: Tensor  # [K, L]: row of the walks, of [b, K * T, D]
+    padded: bool  # whether a walk has padding slots
+    partial: bool  # whether a walk leaves tokens out
+
+
+def _tables(order: ScanOrder) -> _Tables:
+    index, inverse = order.index, order.inverse
+    directions, steps = index.shape
+    k = torch.arange(directions, dtype=torch.int32, device=index.device).unsqueeze(1)
+    return _Tables(
+        index, torch.where(index < 0, -1, index * directions + k),
+        torch.where(inverse < 0, -1, inverse + k * steps), order.has_padding, bool((inverse < 0).any()))
+
+
+@lru_cache(maxsize=64)
+def _registered_tables(order: ScanOrder) -> _Tables:
+    """Tables of an order that is itself cached by its name and size."""
+    with torch.inference_mode(False):
+        return _tables(order)
+
+
 class _Plan:
     """One call of the operator: order, parameters in the compute dtype, tiles and working memory."""
 
@@ -31,16 +60,19 @@ class _Plan:
         self.dtype = compute_dtype(x)
         self.batch, self.length, self.channels = x.shape
         self.directions, _, self.states = A_log.shape
-        self.order = (
-            scan_order(order, (height, width), self.directions, x.device) if index is None
-            else ScanOrder("custom", (height, width), index, self.length))
+        if index is None:
+            self.order = scan_order(order, (height, width), self.directions, x.device)
+            self.tables = _registered_tables(self.order)
+        else:
+            self.order = ScanOrder("custom", (height, width), index, self.length)
+            self.tables = _tables(self.order)
         # The bias rides along as one more row of the matrix, against a column of ones beside the delta factors.
         bias = dt_bias if dt_bias is not None else torch.zeros_like(dt_weight[..., 0])
         self.weight = torch.cat([dt_weight, bias.unsqueeze(-1)], dim=-1).to(self.dtype).transpose(1, 2)  # [K, R + 1, D]
         self.A = -torch.exp(A_log.to(self.dtype))
         self.skip = D_skip.to(self.dtype).unsqueeze(1) if D_skip is not None else None  # [K, 1, D]
-        unvisited = self.order.inverse < 0
-        self.visited = (~unvisited).to(self.dtype).unsqueeze(-1) if bool(unvisited.any()) else None  # [K, L, 1]
+        self.visited = (  # [K, L, 1]
+            (self.tables.natural >= 0).to(self.dtype).unsqueeze(-1) if self.tables.partial else None)
 
     def image_tiles(self) -> list[slice]:
         """Images that are worked on together."""
@@ -59,19 +91,19 @@ class _Plan:
         return workspace(count, shape, self.dtype, self.A.device)
 
     def to_walk(self, x: Tensor, k: slice, out: Tensor | None = None) -> Tensor:
-        """``[b, L, C]``, the same for all directions, or ``[b, L, k, C]`` -> ``[b, k, T, C]``."""
-        index = self.order.index[k]
-        if x.ndim == 4:
-            count = x.shape[2]
-            offsets = torch.arange(count, dtype=torch.int32, device=x.device).unsqueeze(1)
-            index, x = torch.where(index < 0, index, index * count + offsets), x.flatten(1, 2)
-        return _take(x, index, out)
+        """``[b, L, C]``, the same for all directions -> ``[b, k, T, C]``."""
+        return _take(x, self.tables.walk[k], self.tables.padded, out)
+
+    def to_walk_each(self, x: Tensor, k: slice, out: Tensor | None = None) -> Tensor:
+        """``[b, L, K, C]`` -> ``[b, k, T, C]``."""
+        return _take(x.flatten(1, 2), self.tables.walk_projection[k], self.tables.padded, out)
 
     def to_natural(self, x: Tensor, k: slice, out: Tensor | None = None) -> Tensor:
         """``[b, k, T, C] -> [b, k, L, C]``; zeros at tokens that a direction never visits."""
-        inverse = self.order.inverse[k]
-        offsets = torch.arange(x.shape[1], dtype=torch.int32, device=x.device).unsqueeze(1) * x.shape[2]
-        return _take(x.flatten(1, 2), torch.where(inverse < 0, inverse, inverse + offsets), out)
+        natural = self.tables.natural[k]
+        if k.start:  # rows count from the first direction of the tile
+            natural = torch.where(natural < 0, natural, natural - k.start * x.shape[2])
+        return _take(x.flatten(1, 2), natural, self.tables.partial, out)
 
     def split(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Rows of the projection ``[b, k, T, P]`` -> delta factors beside a 1, B and C (None where left out)."""
@@ -81,15 +113,16 @@ class _Plan:
         return factors, p[..., rank:rank + self.states], C
 
 
-def _take(x: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
-    """Rows ``index`` [k, T] of ``x`` [b, L, C], zeros for -1 -> [b, k, T, C], in ``out`` if given and of that size."""
+def _take(x: Tensor, index: Tensor, absent: bool, out: Tensor | None = None) -> Tensor:
+    """Rows ``index`` [k, T] of ``x`` [b, L, C] -> [b, k, T, C], in ``out`` if given and of that size.
+
+    ``absent`` says whether some entries are -1, for zeros.
+    """
     shape = (x.shape[0], *index.shape, x.shape[2])
     if out is None or out.shape != shape:
         out = x.new_empty(shape)
-    absent = index < 0
-    padded = bool(absent.any())
-    torch.index_select(x, 1, (index.clamp(min=0) if padded else index).flatten(), out=out.flatten(1, 2))
-    return out.masked_fill_(absent.unsqueeze(-1), 0) if padded else out
+    torch.index_select(x, 1, (index.clamp(min=0) if absent else index).flatten(), out=out.flatten(1, 2))
+    return out.masked_fill_((index < 0).unsqueeze(-1), 0) if absent else out
 
 
 def state_blocks(steps: int, states: int) -> int:
@@ -115,7 +148,7 @@ def forward(
         x_, proj_ = x[tile].to(plan.dtype), proj[tile].to(plan.dtype)
         total = x_ * skip.sum(0) if skip is not None else torch.zeros_like(x_)
         for k in plan.direction_tiles():
-            p = plan.to_walk(proj_[:, :, k], k)
+            p = plan.to_walk_each(proj_, k)
             u, delta, *buffers = plan.buffers(2 + _grouped.BUFFERS_FORWARD, *p.shape[:2])
             plan.to_walk(x_, k, out=u)
             factors, B_, C_ = plan.split(p)
@@ -155,10 +188,13 @@ def backward(
         x_, dy_, proj_ = (t[tile].to(plan.dtype) for t in (x, dy, proj))
         dx_ = torch.zeros_like(x_)
         for k in plan.direction_tiles():
-            p = plan.to_walk(proj_[:, :, k], k)
+            p = plan.to_walk_each(proj_, k)
             u, dy_walk, raw, delta, *buffers = plan.buffers(4 + _grouped.BUFFERS_BACKWARD, *p.shape[:2])
             plan.to_walk(x_, k, out=u)
-            plan.to_walk(dy_ if merge else dy_[:, k].transpose(1, 2), k, out=dy_walk)
+            if merge:
+                plan.to_walk(dy_, k, out=dy_walk)
+            else:
+                plan.to_walk_each(dy_.transpose(1, 2), k, out=dy_walk)
             factors, B_, C_ = plan.split(p)
             _softplus_(delta.copy_(torch.matmul(factors, plan.weight[k], out=raw)))
             if plan.states == 1:

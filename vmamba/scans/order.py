@@ -65,7 +65,8 @@ class ScanOrder:
     @cached_property
     def inverse(self) -> Tensor:
         """``[K, L]`` int32: the step at which direction ``k`` visits token ``l``, ``-1`` where it never does."""
-        return invert_index(self.index, self.num_tokens)
+        with torch.inference_mode(False):  # cached: a later training step may save it for its backward
+            return invert_index(self.index, self.num_tokens)
 
     @cached_property
     def has_padding(self) -> bool:
