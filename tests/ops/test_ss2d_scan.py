@@ -1,10 +1,12 @@
 import pytest
+import timm
 import torch
 
 from tests.support.scans import gradients, ss2d_arguments
 from tests.support.tolerances import assert_close
 from vmamba.ops import ss2d_scan
-from vmamba.scans import ScanOrder, scan_order
+from vmamba.scans import ScanOrder, register_scan, scan_order
+from vmamba.scans.order import _SCANS
 
 
 def random_order(height, width, directions, padding=0, skipped=0, seed=0):
@@ -61,6 +63,26 @@ def test_table_equals_index_arithmetic():
     table = ScanOrder("a table", named.size, named.index, named.num_tokens)
     for actual, expected in zip(run(arguments, table, "torch"), run(arguments, named, "torch"), strict=True):
         assert_close(actual, expected)
+
+
+def test_a_registered_table_is_an_order_like_any_other(monkeypatch):
+    """What a user does who adds a scan: one function, and every operator and model takes its name."""
+    monkeypatch.setattr("vmamba.scans.order._SCANS", dict(_SCANS))
+
+    @register_scan("odd_then_even", directions=4)
+    def _odd_then_even(height, width, directions):
+        walk = torch.arange(height * width, dtype=torch.int32)
+        walk = torch.cat([walk[1::2], walk[::2]])
+        return torch.stack([walk, walk.flip(0)] * (directions // 2))
+
+    arguments = ss2d_arguments(dtype=torch.float64)
+    order = scan_order("odd_then_even", (3, 5))
+    for actual, expected in zip(run(arguments, order, "torch"), run(arguments, order, "reference"), strict=True):
+        assert_close(actual, expected)
+    torch.library.opcheck(torch.ops.vmamba.ss2d_scan, (*ss2d_arguments(), "odd_then_even", 3, 5, None, True))
+    model = timm.create_model("test_vmamba", scan="odd_then_even")
+    model(torch.randn(2, 3, 32, 48)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 @pytest.mark.parametrize("states", [1, 2])

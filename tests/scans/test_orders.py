@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.goldens import GOLDENS
-from vmamba.scans import ScanOrder, list_scans, scan_order
+from vmamba.scans import ScanOrder, list_scans, register_scan, scan_order
 from vmamba.scans.order import default_directions
 
 SIZES = [(1, 1), (1, 5), (5, 1), (2, 2), (3, 4), (4, 3), (7, 7), (14, 9)]
@@ -59,6 +59,18 @@ def test_table_made_under_inference_mode_can_be_trained_with():
         inverse = order.inverse
     assert not order.index.is_inference()
     assert not inverse.is_inference()
+
+
+def test_a_table_of_another_length_than_registered_is_refused(monkeypatch):
+    def build(height, width, directions):
+        return torch.full((1, height * width + 2), -1, dtype=torch.int32)
+
+    monkeypatch.setattr("vmamba.scans.order._SCANS", {})
+    register_scan("padded", 1)(build)
+    with pytest.raises(ValueError, match=r"registered for 6 steps at size \(2, 3\), but its table has 8"):
+        scan_order("padded", (2, 3))
+    register_scan("padded", 1, lambda height, width: height * width + 2)(build)
+    assert scan_order("padded", (2, 3)).length == 8
 
 
 @pytest.mark.parametrize(("call", "message"), [

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vmamba.scans import ScanOrder, scan_order, scan_routes
+from vmamba.scans.order import scan_length
 
 from . import _torch_ss2d, _triton
 from ._backend import resolve_backend
@@ -138,14 +139,11 @@ def saved_states_shape(
         x: Tensor, A_log: Tensor, order: str, height: int, width: int, index: Tensor | None, backend: str,
 ) -> tuple[int, ...]:
     """Shape of the states that the forward saves, for the fake implementations."""
-    batch, length, channels = x.shape
+    batch, _, channels = x.shape
     directions, _, states = A_log.shape
-    if index is not None:
-        steps = index.shape[1]
-    elif scan_routes(order, directions) is not None:
-        steps = length
-    else:
-        steps = scan_order(order, (int(height), int(width)), directions).length
+    if index is None:
+        scan_routes(order, directions)  # a wrong number of directions fails here
+    steps = scan_length(order, height, width) if index is None else index.shape[1]
     if resolve_backend(backend, x) == "triton":
         return _triton.ss2d_states_shape(x, A_log, steps)
     return batch, directions, _torch_ss2d.state_blocks(steps, states), states, channels

@@ -73,12 +73,6 @@ class ScanOrder:
         """Whether any slot is padding."""
         return bool((self.index == PAD).any())
 
-    def to(self, device: torch.device | str) -> ScanOrder:
-        """The same order with its table on ``device``."""
-        if self.index.device == torch.device(device):
-            return self
-        return ScanOrder(self.name, self.size, self.index.to(device), self.num_tokens)
-
 
 def invert_index(index: Tensor, num_tokens: int) -> Tensor:
     """Steps at which tokens are visited: ``index`` [K, T] int32 -> [K, num_tokens] int32, ``-1`` if never."""
@@ -95,22 +89,31 @@ class _Scan:
 
     directions: int
     build: Callable[[int, int, int], Tensor]
+    length: Callable[[int, int], int]
     routes: Callable[[int], tuple[Route, ...]] | None = None
 
 
 _SCANS: dict[str, _Scan] = {}
 
 
-def register_scan(name: str, directions: int) -> Callable[[Callable[[int, int, int], Tensor]], Callable]:
+def _all_tokens(height: int, width: int) -> int:
+    return height * width
+
+
+def register_scan(
+        name: str, directions: int, length: Callable[[int, int], int] = _all_tokens,
+) -> Callable[[Callable[[int, int, int], Tensor]], Callable]:
     """Register a table builder ``f(height, width, directions) -> index [K, T]`` under ``name``.
 
     Args:
         name: Name a model passes as ``scan=``.
         directions: Default number of directions K.
+        length: Steps T for a height and width, which may be symbols of a traced graph; other than every token once
+            for orders with padding or that leave tokens out.
     """
 
     def add(build: Callable[[int, int, int], Tensor]) -> Callable[[int, int, int], Tensor]:
-        _SCANS[name] = _Scan(directions, build)
+        _SCANS[name] = _Scan(directions, build, length)
         return build
 
     return add
@@ -122,7 +125,7 @@ def register_routes(name: str, directions: int, routes: Callable[[int], tuple[Ro
     def build(height: int, width: int, k: int) -> Tensor:
         return torch.stack([_route_index(height, width, route) for route in routes(k)])
 
-    _SCANS[name] = _Scan(directions, build, routes)
+    _SCANS[name] = _Scan(directions, build, _all_tokens, routes)
 
 
 def _route_index(height: int, width: int, route: Route) -> Tensor:
@@ -164,11 +167,24 @@ def scan_routes(name: str, directions: int) -> tuple[Route, ...] | None:
     return scan.routes(directions) if scan.routes is not None else None
 
 
+def scan_length(name: str, height: int, width: int) -> int:
+    """Steps T of each direction of ``name`` on a grid; height and width may be symbols of a traced graph.
+
+    Raises:
+        ValueError: ``name`` is not registered.
+    """
+    return _lookup(name).length(height, width)
+
+
 @lru_cache(maxsize=256)
 def _cached_order(name: str, size: tuple[int, int], directions: int, device: torch.device) -> ScanOrder:
     # Tables are built outside any tracing or inference mode, so that a cached one can be saved for backward later.
     with torch.inference_mode(False):
         index = _lookup(name).build(*size, directions).contiguous()
+        if index.shape[1] != scan_length(name, *size):
+            raise ValueError(
+                f"the order {name!r} was registered for {scan_length(name, *size)} steps at size {size}, "
+                f"but its table has {index.shape[1]}")
         return ScanOrder(name, size, index.to(device), size[0] * size[1])
 
 
