@@ -1,13 +1,7 @@
 """Where there is no GPU, the kernels run in Triton's interpreter. Every output they allocate starts as NaN."""
 
-import os
-
-import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before the first import of the kernels
-
 import pytest
+import torch
 
 
 @pytest.fixture
