@@ -84,3 +84,6 @@ def test_wrong_arguments_name_themselves():
         ss2d_scan_norm(*arguments, order, weight[:3], bias, gate)
     with pytest.raises(ValueError, match=r"gate has shape \[2, 15, 2\], but needs \[B, L, D\] = \[2, 15, 4\]"):
         ss2d_scan_norm(*arguments, order, weight, bias, gate[..., :2])
+    for backend in ("auto", "reference"):
+        with pytest.raises(ValueError, match="order is for 16 tokens"):
+            ss2d_scan_norm(*arguments, scan_order("cross", (4, 4)), weight, bias, gate, backend=backend)

@@ -92,6 +92,11 @@ def backward_single(
     return Gradients(g.mul_(B_), ddelta, dA, dB, dC, dinitial)
 
 
+def state_blocks(length: int, states: int) -> int:
+    """Number of states that :func:`forward_blocked` saves; none are saved for N = 1."""
+    return 0 if states == 1 else (length + BLOCK_STEPS - 1) // BLOCK_STEPS
+
+
 def _blocks(length: int) -> list[tuple[int, int]]:
     return [(t, min(t + BLOCK_STEPS, length)) for t in range(0, length, BLOCK_STEPS)]
 

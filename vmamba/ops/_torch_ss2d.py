@@ -40,7 +40,7 @@ def _tables(order: ScanOrder) -> _Tables:
     k = torch.arange(directions, dtype=torch.int32, device=index.device).unsqueeze(1)
     return _Tables(
         index, torch.where(index < 0, -1, index * directions + k),
-        torch.where(inverse < 0, -1, inverse + k * steps), order.has_padding, bool((inverse < 0).any()))
+        torch.where(inverse < 0, -1, inverse + k * steps), order.has_padding, not order.covers)
 
 
 @lru_cache(maxsize=64)
@@ -125,11 +125,6 @@ def _take(x: Tensor, index: Tensor, absent: bool, out: Tensor | None = None) -> 
     return out.masked_fill_((index < 0).unsqueeze(-1), 0) if absent else out
 
 
-def state_blocks(steps: int, states: int) -> int:
-    """Number of block states that ``forward`` saves for a walk of ``steps`` steps."""
-    return 0 if states == 1 else (steps + _grouped.BLOCK_STEPS - 1) // _grouped.BLOCK_STEPS
-
-
 def forward(
         x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
         order: str, height: int, width: int, index: Tensor | None, merge: bool, out_dtype: torch.dtype | None = None,
@@ -140,7 +135,7 @@ def forward(
     y = torch.empty(
         shape if merge else (shape[0], plan.directions, *shape[1:]), dtype=out_dtype or ss2d_output_dtype(x),
         device=x.device)
-    blocks = state_blocks(plan.order.length, plan.states)
+    blocks = _grouped.state_blocks(plan.order.length, plan.states)
     saved = plan.A.new_empty((plan.batch, plan.directions, blocks, plan.states, plan.channels))
     skip = plan.skip if plan.skip is None or plan.visited is None else plan.skip * plan.visited  # [K, 1 or L, D]
 

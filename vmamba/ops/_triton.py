@@ -117,4 +117,4 @@ def _order(
     if order in ("uni", "bidi", "cross"):
         return {"order": order, "height": height, "width": width}
     table = scan_order(order, (height, width), dt_weight.shape[0], x.device)
-    return {"index": table.index.contiguous(), "index_covers": bool((table.inverse >= 0).all())}
+    return {"index": table.index, "index_covers": table.covers}

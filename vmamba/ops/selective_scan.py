@@ -8,8 +8,8 @@ from torch import Tensor
 
 from . import _torch_selective, _triton
 from ._backend import resolve_backend
-from ._grouped import BLOCK_STEPS
-from ._library import LIBRARY
+from ._grouped import state_blocks
+from ._library import LIBRARY, fake_gradients, pack_gradients, unpack_gradients
 from ._shapes import check_selective_scan, compute_dtype
 from .reference import selective_scan_reference
 
@@ -92,9 +92,7 @@ def _backward(
     grads = run(
         dy, dlast_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, states, ungated)
     arguments = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    return [
-        g.to(t.dtype).contiguous() if t is not None and g is not None else u.new_empty(0)
-        for g, t in zip(grads, arguments, strict=True)]
+    return pack_gradients(grads, arguments)
 
 
 @torch.library.register_fake("vmamba::selective_scan", lib=LIBRARY)
@@ -108,8 +106,7 @@ def _forward_fake(
     if resolve_backend(backend, u) == "triton":
         saved = _triton.selective_scan_states_shape(u, A, B)
     else:
-        blocks = 0 if states == 1 else (length + BLOCK_STEPS - 1) // BLOCK_STEPS
-        saved = (batch, groups, blocks, states, channels // groups)
+        saved = (batch, groups, state_blocks(length, states), states, channels // groups)
     return (
         u.new_empty(u.shape), u.new_empty((batch, channels, states), dtype=dtype), u.new_empty(saved, dtype=dtype),
         u.new_empty(u.shape if z is not None else 0))
@@ -121,8 +118,7 @@ def _backward_fake(
         B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool,
         initial_state: Tensor | None, backend: str,
 ) -> list[Tensor]:
-    arguments = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    return [t.new_empty(t.shape) if t is not None else u.new_empty(0) for t in arguments]
+    return fake_gradients((u, delta, A, B, C, D, z, delta_bias, initial_state))
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -138,7 +134,7 @@ def _autograd(ctx: Any, dy: Tensor | None, dlast_state: Tensor | None, *_: Tenso
         dy = torch.zeros_like(arguments[0])
     grads = torch.ops.vmamba.selective_scan_backward(
         dy, dlast_state, states, ungated, *arguments[:8], ctx.delta_softplus, arguments[8], ctx.backend)
-    *grads, dinitial = (g if t is not None else None for g, t in zip(grads, arguments, strict=True))
+    *grads, dinitial = unpack_gradients(grads, arguments)
     return (*grads, None, dinitial, None)
 
 

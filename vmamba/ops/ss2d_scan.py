@@ -11,7 +11,8 @@ from vmamba.scans.order import scan_length
 
 from . import _torch_ss2d, _triton
 from ._backend import resolve_backend
-from ._library import LIBRARY
+from ._grouped import state_blocks
+from ._library import LIBRARY, fake_gradients, pack_gradients, unpack_gradients
 from ._shapes import check_ss2d_scan, compute_dtype, ss2d_output_dtype
 from .reference import ss2d_scan_reference
 
@@ -118,9 +119,7 @@ def _backward(
     run = _triton.ss2d_backward if resolve_backend(backend, x) == "triton" else _torch_ss2d.backward
     grads = run(dy, x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, merge, states)
     arguments = (x, proj, dt_weight, dt_bias, A_log, D_skip)
-    return [
-        g.to(t.dtype).contiguous() if t is not None and g is not None else x.new_empty(0)
-        for g, t in zip(grads, arguments, strict=True)]
+    return pack_gradients(grads, arguments)
 
 
 @torch.library.register_fake("vmamba::ss2d_scan", lib=LIBRARY)
@@ -146,7 +145,7 @@ def saved_states_shape(
     steps = scan_length(order, height, width) if index is None else index.shape[1]
     if resolve_backend(backend, x) == "triton":
         return _triton.ss2d_states_shape(x, A_log, steps)
-    return batch, directions, _torch_ss2d.state_blocks(steps, states), states, channels
+    return batch, directions, state_blocks(steps, states), states, channels
 
 
 @torch.library.register_fake("vmamba::ss2d_scan_backward", lib=LIBRARY)
@@ -155,8 +154,7 @@ def _backward_fake(
         A_log: Tensor, D_skip: Tensor | None, order: str, height: int, width: int, index: Tensor | None, merge: bool,
         backend: str,
 ) -> list[Tensor]:
-    arguments = (x, proj, dt_weight, dt_bias, A_log, D_skip)
-    return [t.new_empty(t.shape) if t is not None else x.new_empty(0) for t in arguments]
+    return fake_gradients((x, proj, dt_weight, dt_bias, A_log, D_skip))
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -172,8 +170,7 @@ def _autograd(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple:
         return (None,) * 12
     grads = torch.ops.vmamba.ss2d_scan_backward(
         dy, states, *tensors, ctx.order, ctx.height, ctx.width, index, ctx.merge, ctx.backend)
-    present = (g if t is not None else None for g, t in zip(grads, tensors, strict=True))
-    return (*present, None, None, None, None, None, None)
+    return (*unpack_gradients(grads, tensors), None, None, None, None, None, None)
 
 
 torch.library.register_autograd("vmamba::ss2d_scan", _autograd, setup_context=_setup_context, lib=LIBRARY)

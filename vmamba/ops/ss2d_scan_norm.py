@@ -11,7 +11,7 @@ from vmamba.scans import ScanOrder
 
 from . import _torch_ss2d, _triton
 from ._backend import resolve_backend
-from ._library import LIBRARY
+from ._library import LIBRARY, fake_gradients, pack_gradients, unpack_gradients
 from ._shapes import check_ss2d_scan, check_tensor, compute_dtype
 from .reference import ss2d_scan_reference
 from .ss2d_scan import order_arguments, saved_states_shape
@@ -50,6 +50,7 @@ def ss2d_scan_norm(
         ValueError: As :func:`vmamba.ops.ss2d_scan`.
     """
     arguments = (x, proj, dt_weight, dt_bias, A_log, D_skip)
+    walk = order_arguments(order, x, dt_weight)  # refuses an order for other directions or tokens
     if resolve_backend(backend, x) == "reference":
         _check(*arguments, 1, order.num_tokens, order.index, norm_weight, norm_bias, gate)
         wide = x.to(compute_dtype(x))  # the sum is not rounded before the norm
@@ -57,7 +58,7 @@ def ss2d_scan_norm(
         y = F.layer_norm(merged, (x.shape[2],), norm_weight.to(merged.dtype), norm_bias.to(merged.dtype), eps)
         return (y if gate is None else y * F.silu(gate.to(y.dtype))).to(x.dtype)
     return torch.ops.vmamba.ss2d_scan_norm(
-        *arguments, *order_arguments(order, x, dt_weight), norm_weight, norm_bias, gate, eps, backend)[0]
+        *arguments, *walk, norm_weight, norm_bias, gate, eps, backend)[0]
 
 
 def _check(
@@ -115,9 +116,7 @@ def _backward(
         dmerged, *norm_grads = _norm_backward(dy, merged, mean, rstd, norm_weight, norm_bias, gate)
         grads = (*_torch_ss2d.backward(dmerged, *scan, True, states), *norm_grads)
     arguments = (x, proj, dt_weight, dt_bias, A_log, D_skip, norm_weight, norm_bias, gate)
-    return [
-        g.to(t.dtype).contiguous() if t is not None and g is not None else x.new_empty(0)
-        for g, t in zip(grads, arguments, strict=True)]
+    return pack_gradients(grads, arguments)
 
 
 def _norm_backward(
@@ -160,8 +159,7 @@ def _backward_fake(
         dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None, order: str, height: int,
         width: int, index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor, gate: Tensor | None, backend: str,
 ) -> list[Tensor]:
-    arguments = (x, proj, dt_weight, dt_bias, A_log, D_skip, norm_weight, norm_bias, gate)
-    return [t.new_empty(t.shape) if t is not None else x.new_empty(0) for t in arguments]
+    return fake_gradients((x, proj, dt_weight, dt_bias, A_log, D_skip, norm_weight, norm_bias, gate))
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -177,7 +175,7 @@ def _autograd(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple:
     grads = torch.ops.vmamba.ss2d_scan_norm_backward(
         dy, merged, mean, rstd, states, *tensors[:6], ctx.order, ctx.height, ctx.width, index, *tensors[6:],
         ctx.backend)
-    present = [g if t is not None else None for g, t in zip(grads, tensors, strict=True)]
+    present = unpack_gradients(grads, tensors)
     return (*present[:6], None, None, None, None, *present[6:], None, None)
 
 

@@ -73,6 +73,11 @@ class ScanOrder:
         """Whether any slot is padding."""
         return bool((self.index == PAD).any())
 
+    @cached_property
+    def covers(self) -> bool:
+        """Whether every direction visits every token."""
+        return bool((self.inverse != PAD).all())
+
 
 def invert_index(index: Tensor, num_tokens: int) -> Tensor:
     """Steps at which tokens are visited: ``index`` [K, T] int32 -> [K, num_tokens] int32, ``-1`` if never."""
