@@ -10,7 +10,7 @@ from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 import vmamba.ops  # noqa: F401  (registers torch.ops.vmamba)
-from vmamba.scans.order import default_directions, scan_routes
+from vmamba.scans import default_directions, scan_order
 
 from .conv import Conv2dNHWC
 
@@ -33,7 +33,7 @@ class SS2D(nn.Module):
         norm_eps: Epsilon of the LayerNorm over the merged scan.
 
     Raises:
-        ValueError: ``scan`` is not registered, or has no version with that many directions.
+        ValueError: ``scan`` is not registered, has no version with that many directions, or walks copies of the map.
     """
 
     def __init__(
@@ -44,7 +44,9 @@ class SS2D(nn.Module):
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         directions = directions or default_directions(scan)
-        scan_routes(scan, directions)  # an impossible number of directions fails here, not at the first image
+        # an order that does not fit fails here, not at the first image
+        if scan_order(scan, (2, 2), directions).num_tokens != 4:
+            raise ValueError(f"the order {scan!r} walks copies of the map, but SS2D scans the map itself")
         self.scan, self.directions = scan, directions
         self.dt_rank = dt_rank or math.ceil(dim / 16)
         self.d_inner, self.d_state = int(ssm_ratio * dim), d_state

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vmamba.scans import scan_tokens
+
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -66,7 +68,7 @@ def check_selective_scan(
 
 def check_ss2d_scan(
         x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
-        height: int, width: int, index: Tensor | None,
+        order: str, height: int, width: int, index: Tensor | None,
 ) -> None:
     """Check the arguments of ``ss2d_scan``; ``index`` is None for a named order on a height x width grid."""
     check_tensor("x", x, (None, None, None), "[B, L, D]", x)
@@ -85,8 +87,11 @@ def check_ss2d_scan(
     if length < 1:
         raise ValueError("x needs at least one token, got L = 0")
     if index is None:
-        if height * width != length:
-            raise ValueError(f"x has L = {length} tokens, but the order is for {height} x {width} = {height * width}")
+        tokens = scan_tokens(order, height, width)
+        if tokens != length:
+            copies = "" if tokens == height * width else f"{tokens // (height * width)} copies of "
+            raise ValueError(
+                f"x has L = {length} tokens, but the order is for {copies}{height} x {width} = {tokens}")
     elif index.ndim != 2 or index.shape[0] != directions or index.dtype != torch.int32:
         raise ValueError(
             f"order has an index of shape {list(index.shape)} and dtype {index.dtype}, but needs [K, T] int32 "

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmamba.scans import ScanOrder, scan_order, scan_routes
-from vmamba.scans.order import scan_length
+from vmamba.scans import ScanOrder, scan_length, scan_order, scan_routes
 
 from . import _torch_ss2d, _triton
 from ._backend import resolve_backend
@@ -61,7 +60,7 @@ def ss2d_scan(
     arguments = (x, proj, dt_weight, dt_bias, A_log, D_skip)
     name, height, width, index = order_arguments(order, x, dt_weight)
     if resolve_backend(backend, x) == "reference":
-        check_ss2d_scan(*arguments, 1, order.num_tokens, order.index)
+        check_ss2d_scan(*arguments, name, 1, order.num_tokens, order.index)
         return ss2d_scan_reference(*arguments, order, merge == "sum")
     return torch.ops.vmamba.ss2d_scan(*arguments, name, height, width, index, merge == "sum", backend)[0]
 
@@ -85,7 +84,7 @@ def order_arguments(order: ScanOrder, x: Tensor, dt_weight: Tensor) -> tuple[str
 
 def _is_registered(order: ScanOrder) -> bool:
     """Whether ``order`` is the registered one of its name, so that operators may walk it without its table."""
-    if len(order.size) != 2 or order.num_tokens != order.size[0] * order.size[1]:
+    if len(order.size) != 2:
         return False
     try:
         return scan_order(order.name, order.size, order.num_directions, order.index.device) is order
@@ -105,7 +104,7 @@ def _forward(
         x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
         order: str, height: int, width: int, index: Tensor | None, merge: bool, backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    check_ss2d_scan(x, proj, dt_weight, dt_bias, A_log, D_skip, height, width, index)
+    check_ss2d_scan(x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index)
     run = _triton.ss2d_forward if resolve_backend(backend, x) == "triton" else _torch_ss2d.forward
     return run(x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, merge)
 
@@ -127,7 +126,7 @@ def _forward_fake(
         x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
         order: str, height: int, width: int, index: Tensor | None, merge: bool, backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    check_ss2d_scan(x, proj, dt_weight, dt_bias, A_log, D_skip, height, width, index)
+    check_ss2d_scan(x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index)
     batch, length, channels = x.shape
     shape = (batch, length, channels) if merge else (batch, A_log.shape[0], length, channels)
     states = saved_states_shape(x, A_log, order, height, width, index, backend)

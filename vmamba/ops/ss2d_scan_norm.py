@@ -52,7 +52,7 @@ def ss2d_scan_norm(
     arguments = (x, proj, dt_weight, dt_bias, A_log, D_skip)
     walk = order_arguments(order, x, dt_weight)  # refuses an order for other directions or tokens
     if resolve_backend(backend, x) == "reference":
-        _check(*arguments, 1, order.num_tokens, order.index, norm_weight, norm_bias, gate)
+        _check(*arguments, walk[0], 1, order.num_tokens, order.index, norm_weight, norm_bias, gate)
         wide = x.to(compute_dtype(x))  # the sum is not rounded before the norm
         merged = ss2d_scan_reference(wide, proj, dt_weight, dt_bias, A_log, D_skip, order)
         y = F.layer_norm(merged, (x.shape[2],), norm_weight.to(merged.dtype), norm_bias.to(merged.dtype), eps)
@@ -63,9 +63,10 @@ def ss2d_scan_norm(
 
 def _check(
         x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
-        height: int, width: int, index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor, gate: Tensor | None,
+        order: str, height: int, width: int, index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor,
+        gate: Tensor | None,
 ) -> None:
-    check_ss2d_scan(x, proj, dt_weight, dt_bias, A_log, D_skip, height, width, index)
+    check_ss2d_scan(x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index)
     channels = x.shape[2]
     check_tensor("norm_weight", norm_weight, (channels,), "[D]", x)
     check_tensor("norm_bias", norm_bias, (channels,), "[D]", x)
@@ -90,7 +91,8 @@ def _forward(
         order: str, height: int, width: int, index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor,
         gate: Tensor | None, eps: float = 1e-5, backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check(x, proj, dt_weight, dt_bias, A_log, D_skip, height, width, index, norm_weight, norm_bias, gate)
+    _check(
+        x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, norm_weight, norm_bias, gate)
     arguments = (x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index)
     if resolve_backend(backend, x) == "triton":
         return _triton.ss2d_norm_forward(*arguments, norm_weight, norm_bias, gate, eps)
@@ -143,7 +145,8 @@ def _forward_fake(
         order: str, height: int, width: int, index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor,
         gate: Tensor | None, eps: float = 1e-5, backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check(x, proj, dt_weight, dt_bias, A_log, D_skip, height, width, index, norm_weight, norm_bias, gate)
+    _check(
+        x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, norm_weight, norm_bias, gate)
     dtype = compute_dtype(x)
     half = resolve_backend(backend, x) == "triton" and x.dtype == torch.bfloat16
     states = saved_states_shape(x, A_log, order, height, width, index, backend)

@@ -1,5 +1,21 @@
 """Scan orders as index tables: which token a scan visits at which step."""
-from . import grid  # noqa: F401  (registers its orders)
-from .order import Route, ScanOrder, list_scans, register_scan, scan_order, scan_routes
+from . import atrous, grid, hierarchical, windowed  # noqa: F401  (registers their orders)
+from .continuous import step_moves
+from .order import ScanOrder
+from .registry import (
+    Route,
+    default_directions,
+    list_scans,
+    register_alias,
+    register_numbered_path,
+    register_path,
+    register_scan,
+    scan_length,
+    scan_order,
+    scan_routes,
+    scan_tokens,
+)
 
-__all__ = ["Route", "ScanOrder", "list_scans", "register_scan", "scan_order", "scan_routes"]
+__all__ = [
+    "Route", "ScanOrder", "default_directions", "list_scans", "register_alias", "register_numbered_path",
+    "register_path", "register_scan", "scan_length", "scan_order", "scan_routes", "scan_tokens", "step_moves"]

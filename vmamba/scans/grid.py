@@ -4,7 +4,7 @@ Liu et al., "VMamba: Visual State Space Model", arXiv:2401.10166, section 4.2 (2
 """
 from __future__ import annotations
 
-from .order import Route, register_routes
+from .registry import Route, register_routes
 
 __all__: list[str] = []
 
@@ -31,6 +31,8 @@ def _cross(directions: int) -> tuple[Route, ...]:
     return (_ROW, _COLUMN, _ROW_BACK, _COLUMN_BACK)
 
 
+register_routes("h", 1, lambda directions: (_ROW,))
+register_routes("v", 1, lambda directions: (_COLUMN,))
 register_routes("uni", 1, _uni)
 register_routes("bidi", 2, _bidi)
 register_routes("cross", 4, _cross)

@@ -1,30 +1,23 @@
-"""Scan orders: the sequence in which a state-space model visits the tokens of a grid.
+"""A scan order: the sequence in which a state-space model visits the tokens of a grid, as an index table.
 
-An order is pure data: ``K`` rows of token positions, one row per scan direction.  Operators consume it, models name
-it, and adding a published scan means registering one small function that builds the table.
+An order is pure data, ``K`` rows of token positions, one row per scan direction.  Operators consume it; orders are
+made from others by the methods below, or by name (``registry``).
 """
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import NamedTuple
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Route", "ScanOrder", "list_scans", "register_scan", "scan_order", "scan_routes"]
+__all__ = ["PAD", "ScanOrder", "pad_walks"]
 
 PAD = -1
 """Index value of a padding slot: a zero token that takes part in the recurrence, so the state decays there."""
-
-
-class Route(NamedTuple):
-    """A direction that needs no table: row by row or column by column, forwards or backwards."""
-
-    column: bool
-    reverse: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +26,14 @@ class ScanOrder:
 
     Attributes:
         name: Registered name, or a label of the caller's choice.
-        size: Grid size in tokens, ``(H, W)``; the natural token order is row-major.
+        size: Grid size in tokens, ``(H, W)``, or more axes; the natural token order is row-major.
         index: ``[K, T]`` int32. ``index[k, t]`` is the natural position of the token that direction ``k`` visits at
             step ``t``; ``-1`` is a padding slot, a zero token that takes part in the recurrence. A direction visits a
-            token at most once.
-        num_tokens: Number of tokens ``L`` in natural order; ``H * W`` unless extra tokens were spliced in.
+            token at most once: an order that comes back to a token walks copies, see :meth:`concatenate`.
+        num_tokens: Number of tokens ``L`` in natural order; ``H * W`` unless there are copies or extra tokens.
+
+    Raises:
+        ValueError: ``index`` is not such a table.
     """
 
     name: str
@@ -51,6 +47,11 @@ class ScanOrder:
                 f"index must be an int32 tensor [K, T], got {self.index.dtype} with shape {list(self.index.shape)}")
         if self.index.numel() and not -1 <= int(self.index.min()) <= int(self.index.max()) < self.num_tokens:
             raise ValueError(f"index must lie in [-1, {self.num_tokens - 1}] for {self.num_tokens} tokens")
+        repeated = (self.index != PAD).sum(1) != (self.inverse != PAD).sum(1)
+        if repeated.any():
+            raise ValueError(
+                f"direction {int(repeated.nonzero()[0])} of the order {self.name!r} visits a token twice; "
+                "let it walk copies of the grid, see ScanOrder.concatenate")
 
     @property
     def num_directions(self) -> int:
@@ -78,6 +79,155 @@ class ScanOrder:
         """Whether every direction visits every token."""
         return bool((self.inverse != PAD).all())
 
+    def reverse(self) -> ScanOrder:
+        """Each walk backwards, its padding slots included."""
+        return ScanOrder(f"{self.name}_flip", self.size, self.index.flip(1), self.num_tokens)
+
+    def transpose(self) -> ScanOrder:
+        """The same walks with rows and columns of the grid exchanged: an order for a ``W x H`` grid.
+
+        Raises:
+            ValueError: The tokens are not those of one or several H x W grids.
+        """
+        self._require_grid("transpose")
+        height, width = self.size
+        copy, place = self.index // (height * width), self.index % (height * width)
+        index = copy * (height * width) + place % width * height + place // width
+        return ScanOrder(
+            f"{self.name}_t", (width, height), torch.where(self.index == PAD, PAD, index), self.num_tokens)
+
+    def with_token(self, position: int | None = None) -> ScanOrder:
+        """Splice an extra token, such as a class token, into the natural order and into every walk.
+
+        Args:
+            position: Its natural position, and the step at which every direction visits it; None for ``L // 2``, as
+                in Vim (Zhu et al., arXiv:2401.09417) and LocalVim, whose reversed paths have it at that step too.
+
+        Raises:
+            ValueError: ``position`` is not in [0, L].
+        """
+        position = self.num_tokens // 2 if position is None else position
+        if not 0 <= position <= self.num_tokens:
+            raise ValueError(f"position must lie in [0, {self.num_tokens}], got {position}")
+        index = self.index + (self.index >= position).int()
+        token = torch.full_like(index[:, :1], position)
+        index = torch.cat([index[:, :position], token, index[:, position:]], dim=1)
+        return ScanOrder(f"{self.name} with a token", self.size, index, self.num_tokens + 1)
+
+    def over_windows(self, size: Sequence[int]) -> ScanOrder:
+        """Restrict this walk of a window to the windows of a larger grid: one window after another, row by row.
+
+        The grid is padded at the bottom and at the right to whole windows; slots outside of it are padding.
+
+        Args:
+            size: Grid size ``(H, W)``; the size of this order is that of a window.
+
+        Raises:
+            ValueError: The tokens of this order are not those of one 2-D window.
+        """
+        self._require_grid("over_windows", copies=False)
+        (height, width), (rows, columns) = size, self.size
+        down, across = -(-height // rows), -(-width // columns)
+        row = (self.index // columns)[:, None, None] + rows * torch.arange(down).view(1, -1, 1, 1)
+        column = (self.index % columns)[:, None, None] + columns * torch.arange(across).view(1, 1, -1, 1)
+        inside = (self.index != PAD)[:, None, None] & (row < height) & (column < width)
+        index = torch.where(inside, row * width + column, PAD).int().flatten(1)
+        return ScanOrder(f"{self.name} over windows", (height, width), index, height * width)
+
+    def lift(self, depth: int, axis: int = 0, fast: bool = False) -> ScanOrder:
+        """An order of a grid with one axis more.
+
+        Args:
+            depth: Size of the new axis.
+            axis: 0 puts the new axis first (frames of a video, ``[T, H, W]``), -1 last (``[X, Y, Z]`` with heights).
+            fast: Run along the new axis at each place of the walk; otherwise walk slice after slice.
+
+        Raises:
+            ValueError: ``axis`` is not 0 or -1, or the tokens of this order are not those of its grid alone.
+        """
+        if axis not in (0, -1):
+            raise ValueError(f"axis must be 0 or -1, got {axis}")
+        tokens = math.prod(self.size)
+        if self.num_tokens != tokens:
+            raise ValueError(f"lift needs an order of {tokens} tokens (grid {self._grid}), got {self.num_tokens}")
+        at, along = (1, tokens) if axis == 0 else (depth, 1)
+        place, step = self.index.unsqueeze(2 if fast else 1), torch.arange(depth, dtype=torch.int32) * along
+        lifted = place * at + (step if fast else step.unsqueeze(1))
+        index = torch.where(place == PAD, PAD, lifted).flatten(1)
+        size = (depth, *self.size) if axis == 0 else (*self.size, depth)
+        return ScanOrder(f"{self.name} lifted", size, index, tokens * depth)
+
+    @staticmethod
+    def stack(orders: Sequence[ScanOrder]) -> ScanOrder:
+        """Directions of several orders of the same tokens side by side; shorter walks are padded at their end.
+
+        Raises:
+            ValueError: The orders are for grids of different sizes or numbers of tokens.
+        """
+        first = orders[0]
+        for order in orders:
+            if (order.size, order.num_tokens) != (first.size, first.num_tokens):
+                raise ValueError(
+                    f"the order {order.name!r} is for a {order._grid} grid of {order.num_tokens} tokens, but "
+                    f"{first.name!r} is for {first._grid} of {first.num_tokens}")
+        index = pad_walks([order.index for order in orders])
+        return ScanOrder("+".join(order.name for order in orders), first.size, index, first.num_tokens)
+
+    @staticmethod
+    def concatenate(orders: Sequence[ScanOrder]) -> ScanOrder:
+        """Walk by one order, then, with the state carried on, by the next: one sequence over several token sets.
+
+        The natural order is that of the token sets stacked: tokens of the second order count from the first one's
+        ``num_tokens``. Sets may be different maps, or copies of one (give the operator the map repeated and add up
+        its outputs over the copies), which is how an order comes back to a token.
+
+        Raises:
+            ValueError: The orders have different numbers of directions.
+        """
+        return _joined(orders, [o.index for o in orders], "then")
+
+    @staticmethod
+    def interleave(orders: Sequence[ScanOrder]) -> ScanOrder:
+        """Take a step of each order in turn, over token sets stacked as in :meth:`concatenate`.
+
+        Raises:
+            ValueError: The orders have different numbers of directions or steps.
+        """
+        if len({order.length for order in orders}) > 1:
+            raise ValueError(f"interleave needs orders of one length, got {[order.length for order in orders]}")
+        return _joined(orders, [o.index.unsqueeze(2) for o in orders], "and")
+
+    @property
+    def _grid(self) -> str:
+        return "x".join(map(str, self.size))
+
+    def _require_grid(self, method: str, copies: bool = True) -> None:
+        tokens = math.prod(self.size)
+        if len(self.size) != 2 or self.num_tokens % tokens or (self.num_tokens > tokens and not copies):
+            raise ValueError(
+                f"{method} needs the tokens of an H x W grid, got {self.num_tokens} tokens of a {self._grid} grid")
+
+
+def _joined(orders: Sequence[ScanOrder], walks: Sequence[Tensor], word: str) -> ScanOrder:
+    """One walk of several, ``walks[i]`` [K, T, ...] being that of ``orders[i]``, joined along the last axis."""
+    if len({order.num_directions for order in orders}) > 1:
+        raise ValueError(
+            f"orders that are joined need as many directions each, got {[order.num_directions for order in orders]}")
+    offsets = [sum(order.num_tokens for order in orders[:i]) for i in range(len(orders))]
+    shifted = [torch.where(walk == PAD, PAD, walk + first) for walk, first in zip(walks, offsets, strict=True)]
+    total = sum(order.num_tokens for order in orders)
+    sizes = {order.size for order in orders}
+    size = (len(orders), *orders[0].size) if len(sizes) == 1 and total == len(orders) * math.prod(orders[0].size) else (
+        total,)
+    name = f" {word} ".join(order.name for order in orders)
+    return ScanOrder(name, size, torch.cat(shifted, dim=-1).flatten(1), total)
+
+
+def pad_walks(walks: Sequence[Tensor]) -> Tensor:
+    """Tables [K_i, T_i] of one another's directions -> [sum of K_i, longest T_i], padded at the end."""
+    longest = max(walk.shape[1] for walk in walks)
+    return torch.cat([F.pad(walk, (0, longest - walk.shape[1]), value=PAD) for walk in walks])
+
 
 def invert_index(index: Tensor, num_tokens: int) -> Tensor:
     """Steps at which tokens are visited: ``index`` [K, T] int32 -> [K, num_tokens] int32, ``-1`` if never."""
@@ -86,127 +236,3 @@ def invert_index(index: Tensor, num_tokens: int) -> Tensor:
     slots = torch.where(index == PAD, num_tokens, index).long()
     inverse.scatter_(1, slots, torch.arange(T, dtype=torch.int32, device=index.device).expand(K, T))
     return inverse[:, :num_tokens].contiguous()
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """Registry entry: how to make an order of a given size and number of directions."""
-
-    directions: int
-    build: Callable[[int, int, int], Tensor]
-    length: Callable[[int, int], int]
-    routes: Callable[[int], tuple[Route, ...]] | None = None
-
-
-_SCANS: dict[str, _Scan] = {}
-
-
-def _all_tokens(height: int, width: int) -> int:
-    return height * width
-
-
-def register_scan(
-        name: str, directions: int, length: Callable[[int, int], int] = _all_tokens,
-) -> Callable[[Callable[[int, int, int], Tensor]], Callable]:
-    """Register a table builder ``f(height, width, directions) -> index [K, T]`` under ``name``.
-
-    Args:
-        name: Name a model passes as ``scan=``.
-        directions: Default number of directions K.
-        length: Steps T for a height and width, which may be symbols of a traced graph; other than every token once
-            for orders with padding or that leave tokens out.
-    """
-
-    def add(build: Callable[[int, int, int], Tensor]) -> Callable[[int, int, int], Tensor]:
-        _SCANS[name] = _Scan(directions, build, length)
-        return build
-
-    return add
-
-
-def register_routes(name: str, directions: int, routes: Callable[[int], tuple[Route, ...]]) -> None:
-    """Register an order made of rows and columns only, which operators walk by index arithmetic."""
-
-    def build(height: int, width: int, k: int) -> Tensor:
-        return torch.stack([_route_index(height, width, route) for route in routes(k)])
-
-    _SCANS[name] = _Scan(directions, build, _all_tokens, routes)
-
-
-def _route_index(height: int, width: int, route: Route) -> Tensor:
-    """Positions [H * W] visited by one route, in the order of the visit."""
-    grid = torch.arange(height * width, dtype=torch.int32).view(height, width)
-    walk = (grid.t() if route.column else grid).reshape(-1)
-    return walk.flip(0) if route.reverse else walk
-
-
-def list_scans() -> list[str]:
-    """Names of all registered scan orders."""
-    return sorted(_SCANS)
-
-
-def _lookup(name: str) -> _Scan:
-    if name not in _SCANS:
-        near = difflib.get_close_matches(name, _SCANS, n=3)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known orders: {', '.join(list_scans())}"
-        raise ValueError(f"unknown scan order {name!r}; {hint}")
-    return _SCANS[name]
-
-
-def default_directions(name: str) -> int:
-    """Number of directions K that ``name`` has when the caller does not ask for another.
-
-    Raises:
-        ValueError: ``name`` is not registered.
-    """
-    return _lookup(name).directions
-
-
-def scan_routes(name: str, directions: int) -> tuple[Route, ...] | None:
-    """The directions of ``name`` as rows and columns, or None where only a table describes them.
-
-    Raises:
-        ValueError: ``name`` is not registered or has no version with that many directions.
-    """
-    scan = _lookup(name)
-    return scan.routes(directions) if scan.routes is not None else None
-
-
-def scan_length(name: str, height: int, width: int) -> int:
-    """Steps T of each direction of ``name`` on a grid; height and width may be symbols of a traced graph.
-
-    Raises:
-        ValueError: ``name`` is not registered.
-    """
-    return _lookup(name).length(height, width)
-
-
-@lru_cache(maxsize=256)
-def _cached_order(name: str, size: tuple[int, int], directions: int, device: torch.device) -> ScanOrder:
-    # Tables are built outside any tracing or inference mode, so that a cached one can be saved for backward later.
-    with torch.inference_mode(False):
-        index = _lookup(name).build(*size, directions).contiguous()
-        if index.shape[1] != scan_length(name, *size):
-            raise ValueError(
-                f"the order {name!r} was registered for {scan_length(name, *size)} steps at size {size}, "
-                f"but its table has {index.shape[1]}")
-        return ScanOrder(name, size, index.to(device), size[0] * size[1])
-
-
-def scan_order(
-        name: str, size: Sequence[int], directions: int | None = None, device: torch.device | str = "cpu") -> ScanOrder:
-    """The registered order ``name`` on an H x W grid.
-
-    Args:
-        name: A name of :func:`list_scans`.
-        size: Grid size ``(H, W)`` in tokens, each at least 1.
-        directions: Number of directions K; None for the order's own.
-        device: Where the table lives. Tables are cached per (name, size, directions, device).
-
-    Raises:
-        ValueError: Unknown name, a size that is not two positive integers, or a K the order does not have.
-    """
-    if len(size) != 2 or any(int(s) < 1 for s in size):
-        raise ValueError(f"size must be two positive integers (H, W), got {tuple(size)}")
-    directions = default_directions(name) if directions is None else directions
-    return _cached_order(name, (int(size[0]), int(size[1])), directions, torch.device(device))
