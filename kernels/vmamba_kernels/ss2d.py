@@ -19,7 +19,7 @@ from ._ss2d_backward import ss2d_bwd_kernel_n1
 from ._ss2d_forward import ss2d_fwd_kernel_n1
 from ._ss2d_products import projection_gradients, weight_gradient
 from ._ss2d_segments import segment_entries
-from .state_shapes import TILE, ss2d_states_shape
+from .state_shapes import TILE, selective_scan_states_shape, ss2d_states_shape
 
 _ORDERS = {"uni": 0, "bidi": 1, "cross": 2}
 _TABLE = 3
@@ -46,16 +46,24 @@ class _Problem(NamedTuple):
     N: int
     R: int
     has_c: bool
+    own: bool  # each direction has activations of its own
     order: int
     visits: int  # visits per direction
     height: int
     width: int
     precise: bool  # float32 input
 
+    @property
+    def general(self) -> bool:
+        """Whether the general kernels run, and not those for one state and one x."""
+        return self.N > 1 or self.own
+
 
 def _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, width) -> _Problem:
     check_device(x=x, proj=proj, dt_weight=dt_weight, dt_bias=dt_bias, A_log=A_log, D_skip=D_skip, index=index)
-    for name, t, axes in (("x", x, 3), ("proj", proj, 4), ("dt_weight", dt_weight, 3), ("A_log", A_log, 3)):
+    own = x.dim() == 4
+    axes_of_x = 4 if own else 3
+    for name, t, axes in (("x", x, axes_of_x), ("proj", proj, 4), ("dt_weight", dt_weight, 3), ("A_log", A_log, 3)):
         if t.dim() != axes:
             raise ValueError(f"{name} has shape {tuple(t.shape)}, expected {axes} axes")
     for name, t in (("x", x), ("proj", proj)):
@@ -64,9 +72,11 @@ def _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, wid
     for name, t in (("dt_weight", dt_weight), ("dt_bias", dt_bias), ("A_log", A_log), ("D_skip", D_skip)):
         if t is not None and t.dtype != torch.float32:
             raise ValueError(f"{name} has dtype {t.dtype}, parameters must be float32")
-    B, L, D = x.shape
+    B, L, D = x.shape[0], x.shape[1], x.shape[-1]
     K, _, R = dt_weight.shape
     N = A_log.shape[2]
+    if own:
+        check_shape("x", x, (B, L, K, D), "(B, L, K, D)")
     check_shape("dt_weight", dt_weight, (K, D, R), "(K, D, R)")
     check_shape("A_log", A_log, (K, D, N), "(K, D, N)")
     if dt_bias is not None:
@@ -74,15 +84,16 @@ def _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, wid
     if D_skip is not None:
         check_shape("D_skip", D_skip, (K, D), "(K, D)")
     has_c = proj.shape[3] != R + N
-    if not has_c and N != 1:
+    if not has_c and (N != 1 or own):
         raise ValueError(
-            f"C may be omitted only for N = 1: proj has {proj.shape[3]} entries per direction, R = {R}, N = {N}"
+            f"C may be omitted only for N = 1 and one x for all directions: proj has {proj.shape[3]} entries per "
+            f"direction, R = {R}, N = {N}"
         )
     check_shape("proj", proj, (B, L, K, R + 2 * N if has_c else R + 1), "(B, L, K, R + 2N)")
     if index is not None:
         if index.dim() != 2 or index.shape[0] != K or index.dtype != torch.int32:
             raise ValueError(f"index has shape {tuple(index.shape)}, dtype {index.dtype}; expected int32 ({K}, visits)")
-        return _Problem(B, L, D, K, N, R, has_c, _TABLE, index.shape[1], 1, L, x.dtype == torch.float32)
+        return _Problem(B, L, D, K, N, R, has_c, own, _TABLE, index.shape[1], 1, L, x.dtype == torch.float32)
     if order not in _ORDERS:
         raise ValueError(f"order is {order!r}, expected one of {sorted(_ORDERS)} or an index table")
     if height * width != L:
@@ -97,7 +108,7 @@ def _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, wid
         raise ValueError(
             f"order 'cross' takes height * L < 2**32, got {height} * {L}; pass the order as an index table"
         )
-    return _Problem(B, L, D, K, N, R, has_c, _ORDERS[order], L, height, width, x.dtype == torch.float32)
+    return _Problem(B, L, D, K, N, R, has_c, own, _ORDERS[order], L, height, width, x.dtype == torch.float32)
 
 
 def _contiguous(*parameters: torch.Tensor | None) -> list[torch.Tensor | None]:
@@ -130,8 +141,9 @@ def ss2d_forward(
 
     Args:
         x: [B, L, D] float16, bfloat16 or float32; tokens row-major, last axis contiguous, other strides free.
+            [B, L, K, D] where each direction has activations of its own.
         proj: [B, L, K, R + 2N], any of the same dtypes, natural token order: delta factors (R), B (N), C (N).
-            Without C (last axis R + 1, N = 1) the state itself is the output.
+            Without C (last axis R + 1, N = 1, x [B, L, D]) the state itself is the output.
         dt_weight: [K, D, R] float32.
         dt_bias: [K, D] float32, or None.
         A_log: [K, D, N] float32; A = -exp(A_log).
@@ -153,10 +165,10 @@ def ss2d_forward(
         ValueError: on a wrong shape, dtype, device or order.
     """
     p = _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, width)
-    x, proj = rows_contiguous(x), proj.contiguous()
+    x, proj = rows_contiguous(x), rows_contiguous(proj) if p.general else proj.contiguous()
     dt_weight, dt_bias, A_log, D_skip = _contiguous(dt_weight, dt_bias, A_log, D_skip)
     y = _output(p, _launch.accumulator_dtype(x.dtype), x.device, index_covers)
-    if p.N > 1:
+    if p.general:
         scan = _general(p, x, proj, dt_weight, dt_bias, A_log, D_skip, index)
         _, states = scan_forward(scan, y.transpose(1, 2), save=save_states)
         return (merge_directions(y, y.dtype) if merge else y), states
@@ -224,9 +236,10 @@ def ss2d_backward(
     p = _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, width)
     merged = dy.dim() == 3
     check_shape("dy", dy, (p.B, p.L, p.D) if merged else (p.B, p.K, p.L, p.D), "(B, L, D) or (B, K, L, D)")
-    x, proj, dy = rows_contiguous(x), proj.contiguous(), rows_contiguous(dy)
+    x, dy = rows_contiguous(x), rows_contiguous(dy)
+    proj = rows_contiguous(proj) if p.general else proj.contiguous()
     dt_weight, dt_bias, A_log, D_skip = _contiguous(dt_weight, dt_bias, A_log, D_skip)
-    if p.N > 1:
+    if p.general:
         return _backward_general(p, dy, x, proj, dt_weight, dt_bias, A_log, D_skip, states, index, index_covers)
     check_shape("states", states, ss2d_states_shape(p.B, p.K, p.visits, p.D, 1), "(B, K, tiles, D)")
     _, stages, registers = configs.config("ss2d_bwd", p.D)
@@ -269,7 +282,7 @@ def _general(p: _Problem, x, proj, dt_weight, dt_bias, A_log, D_skip, index) -> 
     """The call in the common form of the general kernels: a group per direction."""
     bc = proj.permute(0, 2, 3, 1)  # [B, K, P, L]
     return Scan(
-        x=x.unsqueeze(2).expand(-1, -1, p.K, -1),
+        x=x if p.own else x.unsqueeze(2).expand(-1, -1, p.K, -1),
         delta=None,
         factors=proj[..., : p.R],
         weight=dt_weight,
@@ -291,20 +304,24 @@ def _backward_general(
     p: _Problem, dy, x, proj, dt_weight, dt_bias, A_log, D_skip, states, index, covers
 ) -> SS2DGradients:
     scan = _general(p, x, proj, dt_weight, dt_bias, A_log, D_skip, index)
-    expected = ss2d_states_shape(p.B, p.K, p.visits, p.D, p.N)
+    expected = selective_scan_states_shape(p.B, p.K, p.visits, p.D, p.N)
     check_shape("states", states, expected, "(B, K, groups of tiles, N, D)")
     partial = p.order == _TABLE and not covers
-    dx = _output(p, _launch.accumulator_dtype(x.dtype), x.device, covers)
-    dz = (torch.zeros if partial else _launch.empty)((p.K, p.B, p.L, p.D), dtype=dx.dtype, device=x.device)
+    dtype, make = _launch.accumulator_dtype(x.dtype), torch.zeros if partial else _launch.empty
+    if p.own:
+        dx = make(x.shape, dtype=dtype, device=x.device)
+    else:
+        dx = _output(p, dtype, x.device, covers).transpose(1, 2)
+    dz = make((p.K, p.B, p.L, p.D), dtype=dtype, device=x.device)
     dy = dy.unsqueeze(2).expand(-1, -1, p.K, -1) if dy.dim() == 3 else dy.transpose(1, 2)
-    g = scan_backward(scan, dy, states, dx.transpose(1, 2), dz.permute(1, 2, 0, 3), partial=partial)
+    g = scan_backward(scan, dy, states, dx, dz.permute(1, 2, 0, 3), partial=partial)
     dz = dz.view(p.K, p.B * p.L, p.D)
     dfactors = torch.bmm(dz, dt_weight.to(dz.dtype)).view(p.K, p.B, p.L, p.R).permute(1, 2, 0, 3)
     dproj = torch.cat([dfactors, g.dB.permute(0, 3, 1, 2), g.dC.permute(0, 3, 1, 2)], -1)
     return SS2DGradients(
-        x=merge_directions(dx, x.dtype),
+        x=dx.to(x.dtype) if p.own else merge_directions(dx.transpose(1, 2), x.dtype),
         proj=dproj.to(proj.dtype),
-        dt_weight=weight_gradient(dz, proj.view(p.B * p.L, p.K, -1)[..., : p.R].transpose(0, 1)),
+        dt_weight=weight_gradient(dz, proj[..., : p.R].flatten(0, 1).transpose(0, 1)),
         dt_bias=g.bias if dt_bias is not None else None,
         A_log=g.dA.transpose(1, 2) * -torch.exp(A_log),
         D_skip=g.skip if D_skip is not None else None,

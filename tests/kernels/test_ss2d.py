@@ -35,6 +35,23 @@ def test_orders(order, K, height, width, D, R, N, device):
     check_ss2d(args, order, height=height, width=width)
 
 
+@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize(("order", "N"), [("bidi", 1), ("bidi", 3), ("table", 2)])
+def test_activations_of_its_own_for_each_direction(order, N, merge, device):
+    args = ss2d_inputs(2, 20, 40, 3, N, K=2, device=device, own=True)
+    args["x"] = args["x"].permute(2, 0, 1, 3).contiguous().permute(1, 2, 0, 3)  # strided, as modules hand them over
+    if order == "table":
+        check_ss2d(args, index=random_table(2, 20, 24, 17).to(device), merge=merge)
+    else:
+        check_ss2d(args, order, height=1, width=20, merge=merge)
+
+
+def test_the_state_as_output_needs_one_x(device):
+    args = ss2d_inputs(1, 20, 8, 3, K=2, has_c=False, device=device, own=True)
+    with pytest.raises(ValueError, match="C may be omitted only for N = 1 and one x for all directions"):
+        ss2d_forward(*args.values(), order="bidi", height=1, width=20)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("N", [1, 2])
 def test_dtypes(dtype, N, device):

@@ -57,6 +57,24 @@ def test_tables_match_reference(padding, skipped, states, merge):
         assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("merge", ["sum", None])
+@pytest.mark.parametrize("states", [1, 3])
+@pytest.mark.parametrize("walk", ["bidi", "padded", "partial"])
+def test_activations_of_its_own_for_each_direction(walk, states, merge):
+    arguments = ss2d_arguments(directions=2, states=states, dtype=torch.float64, own=True)
+    order = scan_order("bidi", (3, 5)) if walk == "bidi" else random_order(3, 5, 2, 4, 5 * (walk == "partial"))
+    for actual, expected in zip(
+            run(arguments, order, "torch", merge), run(arguments, order, "reference", merge), strict=True):
+        assert_close(actual, expected)
+
+
+def test_equal_activations_are_those_of_all_directions():
+    arguments = ss2d_arguments(states=2)
+    order = scan_order("cross", (3, 5))
+    own = (arguments[0].unsqueeze(2).expand(-1, -1, 4, -1), *arguments[1:])
+    assert_close(ss2d_scan(*own, order), ss2d_scan(*arguments, order))
+
+
 def test_table_equals_index_arithmetic():
     arguments = ss2d_arguments(height=6, width=9)
     named = scan_order("cross", (6, 9))
@@ -130,6 +148,12 @@ def test_gradcheck(order, states):
 def test_opcheck(name, states, merge):
     arguments = ss2d_arguments(states=states)
     torch.library.opcheck(torch.ops.vmamba.ss2d_scan, (*arguments, name, 3, 5, None, merge))
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_opcheck_with_activations_of_its_own_for_each_direction(merge):
+    arguments = ss2d_arguments(directions=2, states=2, own=True)
+    torch.library.opcheck(torch.ops.vmamba.ss2d_scan, (*arguments, "bidi", 3, 5, None, merge))
 
 
 def test_opcheck_with_table():

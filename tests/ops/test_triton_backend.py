@@ -46,6 +46,19 @@ def test_ss2d_scan(name, states, merge):
         assert_close(actual.cpu(), expected)
 
 
+@pytest.mark.parametrize("merge", ["sum", None])
+@pytest.mark.parametrize("states", [1, 3])
+def test_ss2d_scan_with_activations_of_its_own_for_each_direction(states, merge):
+    arguments = ss2d_arguments(directions=2, states=states, own=True)
+    order = scan_order("bidi", (3, 5))
+    results = []
+    for backend, given in (("torch", arguments), ("triton", tuple(map(on_device, arguments)))):
+        y = ss2d_scan(*given, order, merge=merge, backend=backend)
+        results.append((y, *gradients(y, given)))
+    for expected, actual in zip(*results, strict=True):
+        assert_close(actual.cpu(), expected)
+
+
 def test_opcheck():
     arguments = tuple(map(on_device, ss2d_arguments()))
     torch.library.opcheck(torch.ops.vmamba.ss2d_scan, (*arguments, "cross", 3, 5, None, True, "triton"))

@@ -25,8 +25,8 @@ def selective_scan_arguments(
 
 def ss2d_arguments(
         batch=2, height=3, width=5, channels=4, directions=4, states=1, rank=2, dtype=torch.float32, readout=True,
-        seed=0, tokens=None, requires_grad=True):
-    """Positional tensor arguments of ss2d_scan."""
+        seed=0, tokens=None, own=False, requires_grad=True):
+    """Positional tensor arguments of ss2d_scan; ``own``: each direction has an x of its own."""
     g = torch.Generator().manual_seed(seed)
     wide = torch.promote_types(dtype, torch.float32)
     length = height * width if tokens is None else tokens
@@ -36,7 +36,7 @@ def ss2d_arguments(
 
     columns = rank + 2 * states if readout else rank + 1
     arguments = (
-        normal(batch, length, channels), normal(batch, length, directions, columns),
+        normal(batch, length, *([directions] if own else []), channels), normal(batch, length, directions, columns),
         normal(directions, channels, rank, to=wide), normal(directions, channels, to=wide) - 1,
         (normal(directions, channels, states, to=wide) * 0.5), normal(directions, channels, to=wide))
     return tuple(a.requires_grad_(requires_grad) for a in arguments)

@@ -71,15 +71,17 @@ def check_ss2d_scan(
         order: str, height: int, width: int, index: Tensor | None,
 ) -> None:
     """Check the arguments of ``ss2d_scan``; ``index`` is None for a named order on a height x width grid."""
-    check_tensor("x", x, (None, None, None), "[B, L, D]", x)
-    batch, length, channels = x.shape
-    check_tensor("dt_weight", dt_weight, (None, channels, None), "[K, D, R]", x)
+    own = x.ndim == 4  # activations of its own for each direction
+    check_tensor("x", x, (None,) * (4 if own else 3), "[B, L, D] (or [B, L, K, D])", x)
+    batch, length, channels = x.shape[0], x.shape[1], x.shape[-1]
+    check_tensor("dt_weight", dt_weight, (x.shape[2] if own else None, channels, None), "[K, D, R]", x)
     directions, _, rank = dt_weight.shape
     check_tensor("A_log", A_log, (directions, channels, None), "[K, D, N]", x)
     states = A_log.shape[2]
     width_full = rank + 2 * states
-    no_readout = states == 1 and proj.ndim == 4 and proj.shape[3] == rank + 1  # C omitted: the state is the output
-    letters = "[B, L, K, R + 2N] (or [B, L, K, R + 1] without C when N = 1)"
+    # C omitted: the state is the output
+    no_readout = states == 1 and proj.ndim == 4 and proj.shape[3] == rank + 1 and not own
+    letters = "[B, L, K, R + 2N] (or [B, L, K, R + 1] without C when N = 1 and x is [B, L, D])"
     check_tensor("proj", proj, (batch, length, directions, rank + 1 if no_readout else width_full), letters, x)
     for name, matrix in (("dt_bias", dt_bias), ("D_skip", D_skip)):
         if matrix is not None:

@@ -58,7 +58,7 @@ class _Plan:
             order: str, height: int, width: int, index: Tensor | None,
     ) -> None:
         self.dtype = compute_dtype(x)
-        self.batch, self.length, self.channels = x.shape
+        self.batch, self.length, self.channels = x.shape[0], x.shape[1], x.shape[-1]
         self.directions, _, self.states = A_log.shape
         if index is None:
             self.order = scan_order(order, (height, width), self.directions, x.device)
@@ -91,7 +91,9 @@ class _Plan:
         return workspace(count, shape, self.dtype, self.A.device)
 
     def to_walk(self, x: Tensor, k: slice, out: Tensor | None = None) -> Tensor:
-        """``[b, L, C]``, the same for all directions -> ``[b, k, T, C]``."""
+        """``[b, L, C]``, the same for all directions, or ``[b, L, K, C]`` -> ``[b, k, T, C]``."""
+        if x.ndim == 4:
+            return self.to_walk_each(x, k, out)
         return _take(x, self.tables.walk[k], self.tables.padded, out)
 
     def to_walk_each(self, x: Tensor, k: slice, out: Tensor | None = None) -> Tensor:
@@ -141,7 +143,8 @@ def forward(
 
     for tile in plan.image_tiles():
         x_, proj_ = x[tile].to(plan.dtype), proj[tile].to(plan.dtype)
-        total = x_ * skip.sum(0) if skip is not None else torch.zeros_like(x_)
+        each = _directions_first(x_)
+        total = _skip_total(each, skip) if skip is not None else torch.zeros_like(each[:, 0])
         for k in plan.direction_tiles():
             p = plan.to_walk_each(proj_, k)
             u, delta, *buffers = plan.buffers(2 + _grouped.BUFFERS_FORWARD, *p.shape[:2])
@@ -158,10 +161,20 @@ def forward(
             if merge:
                 total.add_(y_k.sum(1))
             else:
-                y[tile, k] = y_k if skip is None else y_k.addcmul_(x_.unsqueeze(1), skip[k])
+                y[tile, k] = y_k if skip is None else y_k.addcmul_(each[:, k] if x.ndim == 4 else each, skip[k])
         if merge:
             y[tile] = total
     return y, saved
+
+
+def _directions_first(x: Tensor) -> Tensor:
+    """``[b, L, D]`` or ``[b, L, K, D]`` as a view ``[b, 1 or K, L, D]``."""
+    return x.unsqueeze(1) if x.ndim == 3 else x.transpose(1, 2)
+
+
+def _skip_total(each: Tensor, skip: Tensor) -> Tensor:
+    """Sum of ``D_k x_k`` over directions: ``[b, 1 or K, L, D]`` and ``[K, 1 or L, D] -> [b, L, D]``."""
+    return each[:, 0] * skip.sum(0) if each.shape[1] == 1 else (each * skip).sum(1)
 
 
 def _softplus_(raw: Tensor) -> Tensor:
@@ -203,9 +216,14 @@ def backward(
             dp = torch.cat([dfactors, grads.B, *([grads.C] if C_ is not None else [])], dim=-1)
             dproj[tile, :, k] = plan.to_natural(dp, k).transpose(1, 2).to(dproj.dtype)
             dA[k] += grads.A
-            dx_ += plan.to_natural(grads.u, k, out=delta).sum(1)
+            du = plan.to_natural(grads.u, k, out=delta)
+            if x.ndim == 4:
+                dx_[:, :, k] += du.transpose(1, 2)
+            else:
+                dx_ += du.sum(1)
         if plan.skip is not None:
-            _skip_gradients_(plan, dx_, dskip, dy_.unsqueeze(1) if merge else dy_, x_.unsqueeze(1))
+            _skip_gradients_(
+                plan, _directions_first(dx_), dskip, dy_.unsqueeze(1) if merge else dy_, _directions_first(x_))
         dx[tile] = dx_
 
     dweight, dbias = dweight[:, :-1].transpose(1, 2), dweight[:, -1]
@@ -213,12 +231,14 @@ def backward(
 
 
 def _skip_gradients_(plan: _Plan, dx: Tensor, dskip: Tensor, dy: Tensor, x: Tensor) -> None:
-    """Add the part of ``y_k += D_k x``; dy [b, 1 or K, L, D], x [b, 1, L, D]."""
+    """Add the part of ``y_k += D_k x``; dy [b, 1 or K, L, D], x and dx [b, 1 or K, L, D]."""
     assert plan.skip is not None
     if plan.visited is not None:
         dy = dy * plan.visited
     dskip += (dy * x).sum((0, 2))
-    if dy.shape[1] == 1:
-        dx.addcmul_(dy[:, 0], plan.skip.sum(0))
+    if dx.shape[1] > 1:
+        dx.addcmul_(dy, plan.skip)
+    elif dy.shape[1] == 1:
+        dx.addcmul_(dy, plan.skip.sum(0))
     else:
-        dx += (dy * plan.skip).sum(1)
+        dx += (dy * plan.skip).sum(1, keepdim=True)

@@ -95,9 +95,9 @@ def ss2d_norm_backward(
 
 def ss2d_states_shape(x: Tensor, A_log: Tensor, steps: int) -> tuple[int, ...]:
     """Shape of the saved states for ``steps`` steps per direction."""
-    from vmamba_kernels.state_shapes import ss2d_states_shape
-    batch, _, channels = x.shape
-    return ss2d_states_shape(batch, A_log.shape[0], steps, channels, A_log.shape[2])
+    from vmamba_kernels.state_shapes import selective_scan_states_shape, ss2d_states_shape
+    shape = selective_scan_states_shape if x.ndim == 4 else ss2d_states_shape
+    return shape(x.shape[0], A_log.shape[0], steps, x.shape[-1], A_log.shape[2])
 
 
 def _float(t: Tensor | None) -> Tensor | None:

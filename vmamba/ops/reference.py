@@ -65,7 +65,7 @@ def ss2d_scan_reference(
 
     outputs = []
     for k in range(directions):
-        u = _take_rows(x.to(dtype), index[k])  # [B, T, D]
+        u = _take_rows((x if x.ndim == 3 else x[:, :, k]).to(dtype), index[k])  # [B, T, D]
         p = _take_rows(proj[:, :, k].to(dtype), index[k])  # [B, T, R + 2N]
         delta = p[..., :rank] @ dt_weight[k].to(dtype).t()
         B_ = p[..., rank:rank + states]

@@ -34,10 +34,10 @@ def ss2d_scan(
     never visits get zero from it. Liu et al., "VMamba", arXiv:2401.10166, section 4.2 (SS2D).
 
     Args:
-        x: Activations [B, L, D], channels last, tokens in row-major order; float16, bfloat16, float32 or float64.
-            State and sums are float32 (float64 for float64).
-        proj: [B, L, K, R + 2N] in natural order, each row (delta factors R, B N, C N). With N = 1, C may be left out
-            ([B, L, K, R + 1]); the output is then the state itself plus the skip.
+        x: Activations [B, L, D], channels last, tokens in row-major order, or [B, L, K, D] where each direction has
+            its own; float16, bfloat16, float32 or float64. State and sums are float32 (float64 for float64).
+        proj: [B, L, K, R + 2N] in natural order, each row (delta factors R, B N, C N). With N = 1 and x [B, L, D], C
+            may be left out ([B, L, K, R + 1]); the output is then the state itself plus the skip.
         dt_weight: [K, D, R].
         dt_bias: [K, D] or None.
         A_log: [K, D, N].
@@ -73,7 +73,7 @@ def order_arguments(order: ScanOrder, x: Tensor, dt_weight: Tensor) -> tuple[str
     """
     if dt_weight.ndim == 3 and order.num_directions != dt_weight.shape[0]:
         raise ValueError(f"order has {order.num_directions} directions, but dt_weight has K = {dt_weight.shape[0]}")
-    if x.ndim == 3 and order.num_tokens != x.shape[1]:
+    if x.ndim in (3, 4) and order.num_tokens != x.shape[1]:
         raise ValueError(
             f"order is for {order.num_tokens} tokens (grid {'x'.join(map(str, order.size))}), "
             f"but x has L = {x.shape[1]}")
@@ -127,7 +127,7 @@ def _forward_fake(
         order: str, height: int, width: int, index: Tensor | None, merge: bool, backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     check_ss2d_scan(x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index)
-    batch, length, channels = x.shape
+    batch, length, channels = x.shape[0], x.shape[1], x.shape[-1]
     shape = (batch, length, channels) if merge else (batch, A_log.shape[0], length, channels)
     states = saved_states_shape(x, A_log, order, height, width, index, backend)
     return x.new_empty(shape, dtype=ss2d_output_dtype(x)), x.new_empty(states, dtype=compute_dtype(x))
@@ -137,7 +137,7 @@ def saved_states_shape(
         x: Tensor, A_log: Tensor, order: str, height: int, width: int, index: Tensor | None, backend: str,
 ) -> tuple[int, ...]:
     """Shape of the states that the forward saves, for the fake implementations."""
-    batch, _, channels = x.shape
+    batch, channels = x.shape[0], x.shape[-1]
     directions, _, states = A_log.shape
     if index is None:
         scan_routes(order, directions)  # a wrong number of directions fails here

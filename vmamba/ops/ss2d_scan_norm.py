@@ -66,6 +66,7 @@ def _check(
         order: str, height: int, width: int, index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor,
         gate: Tensor | None,
 ) -> None:
+    check_tensor("x", x, (None, None, None), "[B, L, D]", x)
     check_ss2d_scan(x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index)
     channels = x.shape[2]
     check_tensor("norm_weight", norm_weight, (channels,), "[D]", x)

@@ -48,11 +48,15 @@ def ss2d_inputs(
     skip=True,
     delta_shift=-2.0,
     a_shift=0.0,
+    own=False,
 ) -> dict[str, torch.Tensor | None]:
-    """Random arguments of the SS2D scan; ``delta_shift`` moves delta's pre-activation, ``a_shift`` A_log."""
+    """Random arguments of the SS2D scan; ``delta_shift`` moves delta's pre-activation, ``a_shift`` A_log.
+
+    ``own``: each direction has an x of its own.
+    """
     normal = lambda *shape: torch.randn(*shape, device=device)  # noqa: E731
     return {
-        "x": normal(B, L, D).to(dtype),
+        "x": normal(*((B, L, K, D) if own else (B, L, D))).to(dtype),
         "proj": normal(B, L, K, R + (2 * N if has_c else N)).to(dtype),
         "dt_weight": normal(K, D, R) * R**-0.5,
         "dt_bias": normal(K, D) * 0.5 + delta_shift if bias else None,

@@ -20,8 +20,9 @@ def positions(order: str, K: int, height: int, width: int) -> torch.Tensor:
 def ss2d_reference(x, proj, dt_weight, dt_bias, A_log, D_skip, index) -> torch.Tensor:
     """y [B, K, L, D] at natural positions, in float64, for an index table [K, visits] (-1 = zero token)."""
     x, proj, dt_weight, A_log = (t.double() for t in (x, proj, dt_weight, A_log))
-    B, L, D = x.shape
+    B, L, D = x.shape[0], x.shape[1], x.shape[-1]
     K, _, R = dt_weight.shape
+    x = x if x.dim() == 4 else x[:, :, None].expand(-1, -1, K, -1)
     N = A_log.shape[2]
     directions = []
     for k in range(K):
@@ -29,7 +30,7 @@ def ss2d_reference(x, proj, dt_weight, dt_bias, A_log, D_skip, index) -> torch.T
         h = x.new_zeros(B, D, N)
         out = [x.new_zeros(B, D) for _ in range(L)]
         for p in index[k].tolist():
-            xt = x[:, p] if p >= 0 else torch.zeros_like(x[:, 0])  # [B, D]
+            xt = x[:, p, k] if p >= 0 else torch.zeros_like(x[:, 0, 0])  # [B, D]
             row = proj[:, p, k] if p >= 0 else torch.zeros_like(proj[:, 0, k])  # [B, R + 2N]
             z = row[:, :R] @ dt_weight[k].t()
             if dt_bias is not None:
