@@ -1,12 +1,20 @@
 """What the families' ``checkpoint_filter_fn`` share: opening envelopes, and refusing a checkpoint that does not fit."""
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-__all__ = ["AllOrNothing", "linear_weights", "open_envelope", "read_pickles_safely", "require_fit"]
+from vmamba._timm import load_pretrained
+
+from ._safe_load import load_safely
+
+__all__ = [
+    "AllOrNothing", "fit_official", "linear_weights", "load_released", "open_envelope", "read_pickles_safely",
+    "require_fit"]
 
 # Published files keep the weights behind their published score under `model`; training runs add the others.
 ENVELOPES = ("model", "state_dict", "model_ema", "state_dict_ema")
@@ -26,7 +34,7 @@ def open_envelope(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
             break
     state = {k: v for k, v in checkpoint.items() if isinstance(v, Tensor)}
     for prefix in WRAPPERS:
-        if any(k.startswith(prefix) for k in state):
+        while any(k.startswith(prefix) for k in state):
             # a detection checkpoint also holds its neck and heads, which no backbone can take
             own = [k for k in state if k.startswith(prefix)]
             state = {k.removeprefix(prefix): state[k] for k in own}
@@ -43,6 +51,51 @@ def read_pickles_safely(kwargs: dict[str, Any]) -> dict[str, Any]:
     if not file or file.endswith(".safetensors"):
         return kwargs
     return {**kwargs, "pretrained_cfg_overlay": {"custom_load": True, **overlay}}
+
+
+def load_released(model: nn.Module, path: str, filter_fn: Callable) -> None:
+    """Load a released file, whose pickled configuration is replaced by inert stand-ins; a model's ``load_pretrained``.
+
+    Args:
+        model: A model of ``timm.create_model``.
+        path: The file.
+        filter_fn: The family's ``checkpoint_filter_fn``.
+
+    Raises:
+        ValueError: The file cannot be read or names objects that are not known to be harmless.
+        RuntimeError: The weights do not fit; nothing is loaded then.
+    """
+    content, _ = load_safely(Path(path))
+    cfg = dict(cast("dict[str, Any]", model.pretrained_cfg))
+    cfg |= {"state_dict": open_envelope(content), "custom_load": False}
+    load_pretrained(
+        model, cfg, num_classes=cast(int, model.num_classes), in_chans=cast(int, model.in_chans), filter_fn=filter_fn)
+
+
+def fit_official(
+        state_dict: Mapping[str, Any], model: nn.Module, native_name: Callable[[str], str],
+) -> dict[str, Tensor]:
+    """Bring a checkpoint of a hierarchical family to this implementation's names and shapes.
+
+    Takes training envelopes, 1x1-convolution weights, and checkpoints of detection or segmentation backbones, whose
+    norms per output are left out. Our own names, which begin with ``stages.``, pass unchanged.
+
+    Args:
+        state_dict: The checkpoint.
+        model: The model.
+        native_name: Our name of an official parameter.
+
+    Raises:
+        RuntimeError: The checkpoint does not fit; names every missing, unexpected and mis-shaped key.
+    """
+    state = open_envelope(state_dict)
+    if not any(k.startswith("stages.") for k in state):
+        state = {native_name(k): v for k, v in state.items()}
+    backbone = {k: v for k, v in state.items() if not re.match(r"^outnorm\d\.", k)}
+    is_backbone = len(backbone) < len(state)
+    state = linear_weights(backbone, model)
+    require_fit(state, model, optional=("norm.",) if is_backbone else ())
+    return state
 
 
 def linear_weights(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
