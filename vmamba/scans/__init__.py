@@ -1,5 +1,5 @@
 """Scan orders as index tables: which token a scan visits at which step."""
-from . import atrous, grid, hierarchical, windowed  # noqa: F401  (registers their orders)
+from . import atrous, curves, dimsum, grid, hierarchical, seeded, windowed  # noqa: F401  (registers their orders)
 from .continuous import step_moves
 from .order import ScanOrder
 from .registry import (
@@ -15,7 +15,9 @@ from .registry import (
     scan_routes,
     scan_tokens,
 )
+from .voxels import consistent_traverse, hilbert_voxels, morton_voxels
 
 __all__ = [
-    "Route", "ScanOrder", "default_directions", "list_scans", "register_alias", "register_numbered_path",
-    "register_path", "register_scan", "scan_length", "scan_order", "scan_routes", "scan_tokens", "step_moves"]
+    "Route", "ScanOrder", "consistent_traverse", "default_directions", "hilbert_voxels", "list_scans",
+    "morton_voxels", "register_alias", "register_numbered_path", "register_path", "register_scan", "scan_length",
+    "scan_order", "scan_routes", "scan_tokens", "step_moves"]

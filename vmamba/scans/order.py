@@ -96,6 +96,21 @@ class ScanOrder:
         return ScanOrder(
             f"{self.name}_t", (width, height), torch.where(self.index == PAD, PAD, index), self.num_tokens)
 
+    def mirror(self, axis: int) -> ScanOrder:
+        """The same walks of the mirrored grid: rows upside down (axis 0), or columns from right to left (axis 1).
+
+        Raises:
+            ValueError: The tokens are not those of one or several H x W grids.
+        """
+        self._require_grid("mirror")
+        height, width = self.size
+        place = self.index % (height * width)
+        column = place % width
+        shift = (height - 1) * width - 2 * (place - column) if axis == 0 else width - 1 - 2 * column
+        return ScanOrder(
+            f"{self.name} mirrored", self.size, torch.where(self.index == PAD, PAD, self.index + shift),
+            self.num_tokens)
+
     def with_token(self, position: int | None = None) -> ScanOrder:
         """Splice an extra token, such as a class token, into the natural order and into every walk.
 

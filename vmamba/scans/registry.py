@@ -4,6 +4,7 @@ A name stands for an order of any H x W grid.  Beyond the registered names there
 
 * ``NAME_flip``: every walk backwards;
 * ``NAME_t``: the walks of the transposed grid, rows and columns exchanged;
+* ``NAME_turn``: the walks of the grid turned by 180 degrees;
 * ``NAME+NAME+...``: their directions side by side, the shorter walks padded at their end.
 """
 from __future__ import annotations
@@ -147,40 +148,51 @@ def _lookup(name: str) -> _Scan:
     if name in _ALIASES:
         return _lookup(_ALIASES[name])
     if "+" in name:
-        return _side_by_side(name, [_lookup(part) for part in name.split("+")])
+        return _side_by_side(name.split("+"))
     if name.endswith("_flip"):
-        scan = _lookup(name.removesuffix("_flip"))
-        return replace(scan, build=lambda h, w, k: scan.build(h, w, k).flip(1), routes=None)
+        return _reversed(name.removesuffix("_flip"))
+    if name.endswith("_turn"):
+        return _turned(name.removesuffix("_turn"))
     if name.endswith("_t"):
-        return _transposed(_lookup(name.removesuffix("_t")))
+        return _transposed(name.removesuffix("_t"))
     numbered = re.fullmatch(r"(\D+)(\d+)", name)
     if numbered and numbered[1] in _NUMBERED:
         return _NUMBERED[numbered[1]](int(numbered[2]))
-    known = list_scans()
-    near = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known orders: {', '.join(known)}"
+    near = difflib.get_close_matches(name, list_scans(), n=3)
+    known = ", ".join([*list_scans(), *(f"{family}<number>" for family in sorted(_NUMBERED))])
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known orders: {known}"
     raise ValueError(f"unknown scan order {name!r}; {hint}")
 
 
-def _side_by_side(name: str, scans: list[_Scan]) -> _Scan:
+# Tables of these are made of other tables, which scan_order keeps.
+def _reversed(name: str) -> _Scan:
+    return replace(
+        _lookup(name), build=lambda h, w, directions: scan_order(name, (h, w), directions).reverse().index, routes=None)
+
+
+def _turned(name: str) -> _Scan:
+    def build(height: int, width: int, directions: int) -> Tensor:
+        return scan_order(name, (height, width), directions).mirror(0).mirror(1).index
+
+    return replace(_lookup(name), build=build, routes=None)
+
+
+def _transposed(name: str) -> _Scan:
+    scan = _lookup(name)
+    return replace(
+        scan, build=lambda h, w, directions: scan_order(name, (w, h), directions).transpose().index,
+        length=lambda h, w: scan.length(w, h), routes=None)
+
+
+def _side_by_side(names: list[str]) -> _Scan:
+    scans = [_lookup(name) for name in names]
     if len({scan.copies for scan in scans}) > 1:
-        raise ValueError(f"the orders of {name!r} walk different numbers of copies of the grid")
-
-    def build(height: int, width: int, _: int) -> Tensor:
-        return pad_walks([scan.build(height, width, scan.directions) for scan in scans])
-
-    def longest(height: int, width: int) -> int:
-        return reduce(torch.sym_max, [scan.length(height, width) for scan in scans])
-
-    return _Scan(sum(scan.directions for scan in scans), build, longest, scans[0].copies)
-
-
-def _transposed(scan: _Scan) -> _Scan:
-    def build(height: int, width: int, k: int) -> Tensor:
-        walks = scan.build(width, height, k)
-        return ScanOrder("", (width, height), walks, scan.copies * height * width).transpose().index
-
-    return _Scan(scan.directions, build, lambda h, w: scan.length(w, h), scan.copies)
+        raise ValueError(f"the orders of {'+'.join(names)!r} walk different numbers of copies of the grid")
+    return _Scan(
+        sum(scan.directions for scan in scans),
+        lambda h, w, _: pad_walks([scan_order(name, (h, w)).index for name in names]),
+        lambda h, w: reduce(torch.sym_max, [scan.length(h, w) for scan in scans]),
+        scans[0].copies)
 
 
 def default_directions(name: str) -> int:
@@ -226,7 +238,8 @@ def _cached_order(name: str, size: tuple[int, int], directions: int, device: tor
     with torch.inference_mode(False), torch.device("cpu"):
         index = _lookup(name).build(*size, directions).contiguous()
         if index.shape[0] != directions:
-            raise ValueError(f"the order {name!r} has {index.shape[0]} directions, got {directions}")
+            plural = "s" if index.shape[0] > 1 else ""
+            raise ValueError(f"the order {name!r} has {index.shape[0]} direction{plural}, got {directions}")
         if index.shape[1] != scan_length(name, *size):
             raise ValueError(
                 f"the order {name!r} was registered for {scan_length(name, *size)} steps at size {size}, "
@@ -240,7 +253,8 @@ def scan_order(
 
     Args:
         name: A name of :func:`list_scans`; ``NAME_flip`` for its walks backwards, ``NAME_t`` for those of the
-            transposed grid, or several names joined by ``+`` for their directions side by side.
+            transposed grid, ``NAME_turn`` for those of the grid turned by 180 degrees, or several names joined by
+            ``+`` for their directions side by side.
         size: Grid size ``(H, W)`` in tokens, each at least 1.
         directions: Number of directions K; None for the order's own.
         device: Where the table lives. Tables are cached per (name, size, directions, device).
