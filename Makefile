@@ -8,12 +8,13 @@ BENCHMARK_ARGS ?= --device cpu --batch-size 1 8 --img-size 224 --bench both
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OPENMMLAB := $(VENV)/.openmmlab
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-gpu lint timm-suite benchmark clean
+.PHONY: help install openmmlab train test test-gpu test-openmmlab lint timm-suite benchmark clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## make .venv and install the package with its train and dev extras
 
@@ -25,12 +26,21 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[train,dev]'
 	@touch $@
 
+openmmlab: $(OPENMMLAB)  ## install mmengine, mmcv (compiled: a quarter of an hour), mmdet and mmseg into .venv
+
+$(OPENMMLAB): tools/install_openmmlab.sh $(STAMP)
+	tools/install_openmmlab.sh $(VENV)
+	@touch $@
+
 train: $(STAMP)  ## train vmamba_nano on the bundled digits (TRAIN_ARGS="..." for anything else)
 	$(BIN)/python tools/train.py $(TRAIN_ARGS)
 
 test: $(STAMP)  ## run the tests, then timm's own test suite on our models
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest --ignore tests/openmmlab $(TEST_ARGS)
 	$(BIN)/python tests/run_timm_suite.py
+
+test-openmmlab: $(OPENMMLAB)  ## run the tests of backbones, configs and tools in mmdet and mmseg
+	$(BIN)/python -m pytest tests/openmmlab $(TEST_ARGS)
 
 test-gpu: $(STAMP)  ## run only the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(TEST_ARGS)

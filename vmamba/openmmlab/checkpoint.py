@@ -33,7 +33,8 @@ def pretrained_weights(model_name: str, model_args: Mapping[str, Any]) -> dict[s
         return timm.create_model(model_name, pretrained=True, num_classes=0, **model_args).state_dict()
     except (RuntimeError, OSError) as error:
         raise UserError(
-            f"no pretrained weights for {model_name} ({_first_line(error)}); write pretrained=False, or a file") from error
+            f"no pretrained weights for {model_name} ({_first_line(error)}); write pretrained=False, or a file"
+        ) from error
 
 
 def read_weights(source: str) -> dict[str, Tensor]:

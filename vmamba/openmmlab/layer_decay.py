@@ -28,7 +28,7 @@ class TimmLayerDecayConstructor(DefaultOptimWrapperConstructor):
             paramwise_cfg=dict(decay_rate=0.9, norm_decay_mult=0.0), optimizer=..., type="OptimWrapper")
 
     Raises:
-        UserError: No ``decay_rate``, or a model without such a backbone.
+        UserError: No ``decay_rate`` or learning rate, or a model without such a backbone.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -37,6 +37,9 @@ class TimmLayerDecayConstructor(DefaultOptimWrapperConstructor):
         if not 0 < self.decay_rate <= 1:
             raise UserError("layer decay needs a decay_rate above 0, at most 1: paramwise_cfg=dict(decay_rate=0.9)")
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        if self.base_lr is None:
+            raise UserError("layer decay needs a learning rate: optimizer=dict(type='AdamW', lr=1e-4)")
+        self.top_lr = float(self.base_lr)
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = "", **kwargs: Any) -> None:
         """Append one parameter group for each parameter, with the learning rate of its layer."""
@@ -50,7 +53,7 @@ class TimmLayerDecayConstructor(DefaultOptimWrapperConstructor):
         for group in params:
             key = id(group["params"][0])
             if key in scales:
-                group["lr"] = group.get("lr", self.base_lr) * scales[key]
+                group["lr"] = group.get("lr", self.top_lr) * scales[key]
             if key in exempt:
                 group["weight_decay"] = 0.0
 

@@ -1,0 +1,20 @@
+"""Mask R-CNN with narrow heads, for images of about 160 pixels with some upright objects of a fifth to half of that."""
+_base_ = "mask_rcnn.py"
+_channels = 64
+model = dict(
+    backbone=dict(model_name="vmamba_nano"),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=_channels, num_outs=4),
+    rpn_head=dict(
+        in_channels=_channels,
+        feat_channels=_channels,
+        anchor_generator=dict(ratios=[1.0, 2.0, 4.0], strides=[4, 8, 16, 32])),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=_channels),
+        mask_roi_extractor=dict(out_channels=_channels),
+        bbox_head=dict(in_channels=_channels, fc_out_channels=256, num_classes=10),
+        mask_head=dict(num_convs=2, in_channels=_channels, conv_out_channels=_channels, num_classes=10)),
+    train_cfg=dict(
+        rpn=dict(sampler=dict(num=64)),
+        rpn_proposal=dict(nms_pre=500, max_per_img=100),
+        rcnn=dict(sampler=dict(num=64, pos_fraction=0.5))),
+    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=20)))

@@ -1,0 +1,1 @@
+_base_ = ["_base_/mask_rcnn_small.py", "_base_/digit_scenes.py", "_base_/runtime.py"]

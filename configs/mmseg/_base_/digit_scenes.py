@@ -1,0 +1,64 @@
+"""Digit scenes (``tools/make_digit_scenes.py``) with label maps, and a short schedule from scratch for two cores.
+
+The scenes are enlarged, since strokes are thin beside the stride of 4 that the finest features have.
+"""
+_size = (256, 256)
+_dataset = dict(
+    type="BaseSegDataset",
+    data_root="data/digit_scenes/",
+    img_suffix=".png",
+    metainfo=dict(
+        classes=("background", *"0123456789"),
+        palette=[
+            [0, 0, 0], [230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200], [245, 130, 48], [145, 30, 180],
+            [70, 240, 240], [240, 50, 230], [210, 245, 60], [250, 190, 190]]))
+
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations"),
+    dict(type="RandomResize", scale=_size, ratio_range=(1.0, 1.4), keep_ratio=True),
+    dict(type="RandomCrop", crop_size=_size),
+    dict(type="PhotoMetricDistortion"),
+    dict(type="PackSegInputs"),
+]
+# labels are loaded after Resize: the score is taken at the scenes' own size
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=_size),
+    dict(type="LoadAnnotations"),
+    dict(type="PackSegInputs"),
+]
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    persistent_workers=False,
+    sampler=dict(type="InfiniteSampler", shuffle=True),
+    dataset=dict(
+        data_prefix=dict(img_path="images/train", seg_map_path="labels/train"), pipeline=train_pipeline, **_dataset))
+val_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    persistent_workers=False,
+    drop_last=False,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        data_prefix=dict(img_path="images/validation", seg_map_path="labels/validation"),
+        test_mode=True,
+        pipeline=test_pipeline,
+        **_dataset))
+test_dataloader = val_dataloader
+val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
+test_evaluator = val_evaluator
+
+_iters = 1800
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=300)
+optim_wrapper = dict(
+    type="OptimWrapper",
+    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    clip_grad=dict(max_norm=5.0),
+    paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0))))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=150),
+    dict(type="CosineAnnealingLR", by_epoch=False, begin=150, end=_iters, eta_min=1e-5),
+]
+randomness = dict(seed=0)

@@ -1,0 +1,4 @@
+_base_ = ["_base_/segformer.py", "_base_/ade20k.py", "_base_/runtime.py"]
+model = dict(
+    backbone=dict(model_name="vmamba_tiny", pretrained=True, drop_path_rate=0.2),
+    decode_head=dict(in_channels=[96, 192, 384, 768]))
