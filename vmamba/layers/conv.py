@@ -1,7 +1,10 @@
-"""Convolution of channels-last maps."""
+"""Convolutions of channels-last maps."""
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
-__all__ = ["Conv2dNHWC"]
+__all__ = ["Conv2dNHWC", "ConvNorm"]
 
 
 class Conv2dNHWC(nn.Conv2d):
@@ -12,3 +15,35 @@ class Conv2dNHWC(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, batch norm and, where given, activation: ``[B, H, W, C] -> [B, ceil(H / s), ceil(W / s), C_out]``.
+
+    Args:
+        in_chans: Channels C.
+        out_chans: Channels C_out.
+        kernel_size: Odd size of the kernel; the map is padded with zeros to keep its size.
+        stride: Stride s.
+        groups: Groups of the convolution.
+        bias: Whether the convolution has a bias.
+        act: Class of the activation; None for none.
+    """
+
+    def __init__(
+            self, in_chans: int, out_chans: int, kernel_size: int, stride: int = 1, groups: int = 1,
+            bias: bool = False, act: type[nn.Module] | None = None, device: Any = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.conv = Conv2dNHWC(
+            in_chans, out_chans, kernel_size, stride=stride, padding=kernel_size // 2, groups=groups, bias=bias, **dd)
+        # The statistics are over tokens.  As a norm of [tokens, C], exported graphs take any image size; torch cannot
+        # order the strides of the permuted [B, C, H, W] where sizes are symbols.
+        self.norm = nn.BatchNorm1d(out_chans, **dd)
+        self.act = act() if act is not None else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.act(self.norm(x.flatten(0, 2)).view(x.shape))

@@ -1,4 +1,4 @@
 """Model families; importing this package registers every model with timm."""
-from . import vmamba
+from . import efficientvmamba, vmamba
 
-__all__ = ["vmamba"]
+__all__ = ["efficientvmamba", "vmamba"]

@@ -42,7 +42,12 @@ class HierarchicalBackbone(AllOrNothing):
         drop_rate: Dropout before the classifier.
         norm_eps: Epsilon of the norm before the classifier.
         decay_ssm: Apply weight decay to ``A_log`` and ``dt_bias``.
+
+    Attributes:
+        default_init: Ends of the names of linear layers that keep torch's own initialisation.
     """
+
+    default_init: tuple[str, ...] = (".x_proj",)
 
     def __init__(
             self, stem: nn.Module, stages: Sequence[Stage], dims: Sequence[int], in_chans: int, num_classes: int,
@@ -77,8 +82,7 @@ class HierarchicalBackbone(AllOrNothing):
             if needs_reset and callable(reset):
                 reset()
         for name, module in self.named_modules():
-            # The projection to step sizes, B and C keeps the default of nn.Linear.
-            if isinstance(module, nn.Linear) and not name.endswith(".x_proj"):
+            if isinstance(module, nn.Linear) and not name.endswith(self.default_init):
                 trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
