@@ -72,7 +72,8 @@ def test_commands_name_files_and_targets_that_exist():
         assert all((ROOT / file).is_file() for file in files), files
 
 
-@pytest.mark.parametrize("script", ["train", "validate", "predict", "benchmark", "benchmark_ops", "convert_checkpoint"])
+@pytest.mark.parametrize("script", [
+    "train", "validate", "predict", "benchmark", "benchmark_ops", "convert_checkpoint", "show_scan"])
 def test_flags_exist(script):
     used = {word for words in commands() if f"tools/{script}.py" in words
             for word in words[words.index(f"tools/{script}.py"):] if word.startswith("-")}

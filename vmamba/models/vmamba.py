@@ -18,7 +18,7 @@ from vmamba._timm import generate_default_cfgs, register_model
 from vmamba.layers import SS2D, ConvDownsample, ConvStem, PatchMerging, PatchStem
 
 from ._cfg import classifier_cfg
-from ._checkpoint import fit_official, load_released
+from ._checkpoint import fit_official, load_released, open_envelope
 from ._hierarchical import HierarchicalBackbone, Stage, build_hierarchical, doubling, drop_path_rates
 from ._vmamba_names import vmamba_native_name
 
@@ -66,7 +66,8 @@ class VMamba(HierarchicalBackbone):
         conv_bias: Bias of the scan's depthwise convolution.
         gate: Multiply the scan by ``silu(z)``, z a second branch.
         patch_stem: Stem and downsampling of the first release (4x4 patches, patch merging) instead of convolutions.
-        scan: Name of the scan order, see :func:`vmamba.scans.list_scans`.
+        scan: Name of a scan order over the map, see :func:`vmamba.scans.scan_order`, such as "hilbert4". Its number of
+            directions is the model's K; released weights have 4.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0.
         decay_ssm: Apply weight decay to ``A_log`` and ``dt_bias``, as the authors' recipe does.
@@ -117,10 +118,22 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     detection or segmentation backbones, whose norms per output are left out. Our own names pass unchanged.
 
     Raises:
-        RuntimeError: The checkpoint does not fit; names every missing, unexpected and mis-shaped key.
+        RuntimeError: The checkpoint does not fit; names every missing, unexpected and mis-shaped key, or the numbers of
+            scan directions where these differ.
     """
+    _require_directions(open_envelope(state_dict), model)
     patch_stem = isinstance(model.stem, PatchStem)
     return fit_official(state_dict, model, lambda key: vmamba_native_name(key, patch_stem))
+
+
+def _require_directions(state: Mapping[str, Any], model: nn.Module) -> None:
+    """Raise where a checkpoint is for the same model with a scan order of another number of directions."""
+    mixer = next(module for module in model.modules() if isinstance(module, SS2D))
+    theirs = next((v for k, v in state.items() if k.endswith((".dt_weight", ".dt_projs_weight"))), mixer.dt_weight)
+    if theirs.shape[1:] == mixer.dt_weight.shape[1:] and len(theirs) != mixer.directions:
+        raise RuntimeError(
+            f"the checkpoint has {len(theirs)} scan directions, but scan={mixer.scan!r} has {mixer.directions}; "
+            f"name an order of {len(theirs)}, e.g. by joining orders with '+'")
 
 
 def _cfg(file: str = "", **kwargs: Any) -> dict[str, Any]:
