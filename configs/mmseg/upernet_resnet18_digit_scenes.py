@@ -1,5 +1,4 @@
 _base_ = "upernet_vmamba_nano_digit_scenes.py"
 model = dict(
     backbone=dict(model_name="resnet18", out_norm=False),
-    decode_head=dict(in_channels=[64, 128, 256, 512]),
-    auxiliary_head=dict(in_channels=256))
+    decode_head=dict(in_channels=[64, 128, 256, 512]))

@@ -1,4 +1,4 @@
-"""Digit scenes (``tools/make_digit_scenes.py``) with boxes and masks, and a short schedule from scratch for two cores."""
+"""Digit scenes (``tools/make_digit_scenes.py``) with boxes and masks; a short schedule from scratch."""
 _base_ = "coco_instance.py"
 data_root = "data/digit_scenes/"
 _classes = dict(classes=tuple("0123456789"))
@@ -18,7 +18,7 @@ test_pipeline = [
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=0,
     persistent_workers=False,
     dataset=dict(
@@ -42,11 +42,11 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + "annotations/validation.json")
 test_evaluator = val_evaluator
 
-_epochs = 12
+_epochs = 8
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=_epochs, val_interval=2)
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=5e-4, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
     paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0))))
 param_scheduler = [

@@ -9,12 +9,12 @@ model = dict(
         feat_channels=_channels,
         anchor_generator=dict(ratios=[1.0, 2.0, 4.0], strides=[4, 8, 16, 32])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=_channels),
-        mask_roi_extractor=dict(out_channels=_channels),
+        bbox_roi_extractor=dict(out_channels=_channels, roi_layer=dict(sampling_ratio=1)),
+        mask_roi_extractor=dict(out_channels=_channels, roi_layer=dict(sampling_ratio=1)),
         bbox_head=dict(in_channels=_channels, fc_out_channels=256, num_classes=10),
         mask_head=dict(num_convs=2, in_channels=_channels, conv_out_channels=_channels, num_classes=10)),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
-        rpn_proposal=dict(nms_pre=500, max_per_img=100),
-        rcnn=dict(sampler=dict(num=64, pos_fraction=0.5))),
-    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=20)))
+        rpn_proposal=dict(nms_pre=200, max_per_img=100),
+        rcnn=dict(sampler=dict(num=32, pos_fraction=0.5))),
+    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=50), rcnn=dict(max_per_img=20)))

@@ -1,8 +1,8 @@
-"""Digit scenes (``tools/make_digit_scenes.py``) with label maps, and a short schedule from scratch for two cores.
+"""Digit scenes (``tools/make_digit_scenes.py``) with label maps; a short schedule from scratch.
 
 The scenes are enlarged, since strokes are thin beside the stride of 4 that the finest features have.
 """
-_size = (256, 256)
+_size = (224, 224)
 _dataset = dict(
     type="BaseSegDataset",
     data_root="data/digit_scenes/",
@@ -29,7 +29,7 @@ test_pipeline = [
     dict(type="PackSegInputs"),
 ]
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=0,
     persistent_workers=False,
     sampler=dict(type="InfiniteSampler", shuffle=True),
@@ -50,11 +50,11 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
-_iters = 1800
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=300)
+_iters = 2400
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=600)
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=5e-4, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
     paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0))))
 param_scheduler = [
