@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .conv import Conv2dNHWC
 
-__all__ = ["ConvDownsample", "ConvStem", "PatchMerging", "PatchStem"]
+__all__ = ["ConvDownsample", "ConvStem", "PatchEmbed", "PatchMerging", "PatchStem"]
 
 
 class PatchStem(nn.Module):
@@ -25,6 +25,35 @@ class PatchStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x.contiguous(memory_format=torch.channels_last))
         return self.norm(x.permute(0, 2, 3, 1))
+
+
+class PatchEmbed(nn.Module):
+    """Patches that may overlap, by one convolution: images ``[B, 3, H, W] -> [B, rows, columns, C]``.
+
+    What is left at the bottom and right of an image that the patches do not fill is not looked at.
+
+    Args:
+        in_chans: Input image channels.
+        dim: Channels C.
+        patch_size: Side of a patch in pixels.
+        stride: Pixels from one patch to the next.
+    """
+
+    def __init__(
+            self, in_chans: int, dim: int, patch_size: int = 16, stride: int = 16, device: Any = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.patch_size, self.stride = patch_size, stride
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=stride, device=device, dtype=dtype)
+
+    @torch.jit.ignore
+    def grid_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches in an image."""
+        return (height - self.patch_size) // self.stride + 1, (width - self.patch_size) // self.stride + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
 
 
 class ConvStem(nn.Module):

@@ -13,6 +13,7 @@ import vmamba.ops  # noqa: F401  (registers torch.ops.vmamba)
 from vmamba.scans import default_directions, scan_order
 
 from .conv import Conv2dNHWC
+from .ssm import reset_ssm_parameters
 
 __all__ = ["SS2D"]
 
@@ -68,21 +69,9 @@ class SS2D(nn.Module):
         self.reset_parameters()
 
     @torch.jit.ignore
-    def reset_parameters(self, dt_min: float = 1e-3, dt_max: float = 0.1, dt_floor: float = 1e-4) -> None:
-        """Initialise the parameters of the state-space model (its linear and convolution layers reset themselves).
-
-        S4D-real decay rates ``A = -(1 .. N)``, unit skip, step sizes log-uniform in [dt_min, dt_max] at the start:
-        Gu and Dao, arXiv:2312.00752, section 3.6.
-        """
-        with torch.no_grad():
-            rates = torch.arange(1, self.d_state + 1, device=self.A_log.device, dtype=torch.float32)
-            self.A_log.copy_(rates.log().expand_as(self.A_log))
-            self.D.fill_(1.0)
-            bound = self.dt_rank ** -0.5
-            self.dt_weight.uniform_(-bound, bound)
-            log_dt = torch.empty_like(self.dt_bias, dtype=torch.float32).uniform_(math.log(dt_min), math.log(dt_max))
-            dt = log_dt.exp().clamp(min=dt_floor)
-            self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+    def reset_parameters(self) -> None:
+        """Initialise the parameters of the state-space model (its linear and convolution layers reset themselves)."""
+        reset_ssm_parameters(self.A_log, self.D, self.dt_weight, self.dt_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, H, W, C] -> [B, H, W, C]`` for any H and W."""

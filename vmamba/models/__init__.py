@@ -1,4 +1,4 @@
 """Model families; importing this package registers every model with timm."""
-from . import efficientvmamba, vmamba
+from . import efficientvmamba, vim, vmamba
 
-__all__ = ["efficientvmamba", "vmamba"]
+__all__ = ["efficientvmamba", "vim", "vmamba"]

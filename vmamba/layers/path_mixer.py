@@ -1,0 +1,93 @@
+"""Mamba mixers on token sequences with several paths, each with convolution, projections and decay rates of its own."""
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import vmamba.ops  # noqa: F401  (registers torch.ops.vmamba)
+
+from .ssm import reset_ssm_parameters
+
+__all__ = ["BidirectionalMixer", "PathMixer"]
+
+
+class PathMixer(nn.Module):
+    """Parameters of a mixer with K paths over the same tokens, and the projection that all such mixers share.
+
+    Args:
+        dim: Channels C of input and output.
+        directions: Number of paths K.
+        d_state: States N per channel.
+        expand: Inner channels D as a multiple of C.
+        d_conv: Taps of the causal convolution along each path.
+        dt_rank: Rank R of the step sizes; None for ``ceil(C / 16)``.
+    """
+
+    def __init__(
+            self, dim: int, directions: int, d_state: int = 16, expand: int = 2, d_conv: int = 4,
+            dt_rank: int | None = None, device: Any = None, dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.directions, self.d_state, self.d_conv = directions, d_state, d_conv
+        self.d_inner, self.dt_rank = expand * dim, dt_rank or math.ceil(dim / 16)
+
+        self.in_proj = nn.Linear(dim, 2 * self.d_inner, bias=False, **dd)
+        self.conv_weight = nn.Parameter(torch.empty(directions, self.d_inner, d_conv, **dd))
+        self.conv_bias = nn.Parameter(torch.empty(directions, self.d_inner, **dd))
+        self.x_proj = nn.Parameter(torch.empty(directions, self.dt_rank + 2 * d_state, self.d_inner, **dd))
+        self.dt_weight = nn.Parameter(torch.empty(directions, self.d_inner, self.dt_rank, **dd))
+        self.dt_bias = nn.Parameter(torch.empty(directions, self.d_inner, **dd))
+        self.A_log = nn.Parameter(torch.empty(directions, self.d_inner, d_state, **dd))
+        self.D = nn.Parameter(torch.empty(directions, self.d_inner, **dd))
+        self.out_proj = nn.Linear(self.d_inner, dim, bias=False, **dd)
+        self.reset_parameters()
+
+    @torch.jit.ignore
+    def reset_parameters(self) -> None:
+        """Initialise all but the linear layers, which reset themselves."""
+        reset_ssm_parameters(self.A_log, self.D, self.dt_weight, self.dt_bias)
+        for parameter, fan_in in (
+                (self.conv_weight, self.d_conv), (self.conv_bias, self.d_conv), (self.x_proj, self.d_inner)):
+            nn.init.uniform_(parameter, -fan_in ** -0.5, fan_in ** -0.5)
+
+    def project(self, u: Tensor) -> Tensor:
+        """Step-size factors, B and C of each path: ``[B, L, K, D] -> [B, L, K, R + 2N]``."""
+        return torch.einsum("blkd,kpd->blkp", u, self.x_proj)
+
+
+class BidirectionalMixer(PathMixer):
+    """Two Mamba paths over a sequence, forwards and backwards, gated and averaged; ``[B, L, C] -> [B, L, C]``.
+
+    Zhu et al., "Vision Mamba", arXiv:2401.09417, algorithm 1. The gate is a function of the token alone, so it
+    multiplies the average instead of each path.
+    """
+
+    def __init__(self, dim: int, device: Any = None, dtype: torch.dtype | None = None, **sizes: Any) -> None:
+        super().__init__(dim, directions=2, **sizes, device=device, dtype=dtype)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """Causal convolution along each path, in natural order: ``[B, L, D] -> [B, L, 2, D]``.
+
+        Written as shifted products: a compiler makes one kernel of them, without the channels-first copies of the
+        library's convolution. What the backward path has seen lies to the right, so its taps are shifted that way.
+        """
+        length, reach = x.shape[1], self.d_conv - 1
+        padded = F.pad(x, (0, 0, reach, reach))
+        paths = []
+        for k in range(2):
+            y = self.conv_bias[k]
+            for tap in range(self.d_conv):
+                start = tap if k == 0 else 2 * reach - tap
+                y = y + padded[:, start:start + length] * self.conv_weight[k, :, tap]
+            paths.append(y)
+        return F.silu(torch.stack(paths, 2)).to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, z = self.in_proj(x).chunk(2, dim=-1)
+        u = self.convolve(x)
+        y = torch.ops.vmamba.ss2d_scan(
+            u, self.project(u), self.dt_weight, self.dt_bias, self.A_log, self.D, "bidi", 1, u.shape[1], None, False)[0]
+        return self.out_proj((y.mean(1) * F.silu(z)).to(z.dtype))
