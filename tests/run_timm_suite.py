@@ -23,7 +23,7 @@ import vmamba  # noqa: F401  (registers the models)
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "timm_suite"
-MODELS = ("test_vmamba", "vmamba_tiny_s1l8", "test_efficientvmamba", "test_vim")
+MODELS = ("test_vmamba", "vmamba_tiny_s1l8", "test_efficientvmamba", "test_vim", "test_spatial_mamba")
 # families whose forward_features() gives tokens instead of a map
 TOKEN_FAMILIES = ("vim",)
 # tests of timm 1.0.31 that run once per architecture: forward, backward, TorchScript, feature maps, 2 of

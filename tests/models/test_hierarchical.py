@@ -8,8 +8,9 @@ import vmamba  # noqa: F401
 
 PARAMETERS = {  # the specification's counts, with 1000 classes
     "efficientvmamba_tiny": 6.494, "efficientvmamba_small": 11.274, "efficientvmamba_base": 33.717,
+    "spatial_mamba_tiny": 26.749, "spatial_mamba_small": 43.074, "spatial_mamba_base": 95.746,
 }
-SMALL = ["test_efficientvmamba"]
+SMALL = ["test_efficientvmamba", "test_spatial_mamba"]
 
 
 @pytest.fixture(params=SMALL)

@@ -2,12 +2,22 @@
 from .channel_attention import ChannelAttention, SqueezeExcite
 from .conv import Conv2dNHWC, ConvNorm
 from .norm import RMSNorm
-from .patch import ConvDownsample, ConvStem, PatchEmbed, PatchMerging, PatchStem
+from .patch import (
+    ConvDownsample,
+    ConvStem,
+    InvertedDownsample,
+    PatchEmbed,
+    PatchMerging,
+    PatchStem,
+    ResidualStem,
+)
 from .path_mixer import BidirectionalMixer
 from .ss2d import SS2D
 from .ss2d_variants import SS2DVariant
+from .state_fusion import StateFusionSS2D
 
 __all__ = [
-    "SS2D", "BidirectionalMixer", "ChannelAttention", "Conv2dNHWC", "ConvDownsample", "ConvNorm", "ConvStem", "PatchEmbed",
-    "PatchMerging", "PatchStem", "RMSNorm", "SS2DVariant", "SqueezeExcite",
+    "SS2D", "BidirectionalMixer", "ChannelAttention", "Conv2dNHWC", "ConvDownsample", "ConvNorm", "ConvStem",
+    "InvertedDownsample", "PatchEmbed", "PatchMerging", "PatchStem", "RMSNorm", "ResidualStem", "SS2DVariant",
+    "SqueezeExcite", "StateFusionSS2D",
 ]

@@ -6,9 +6,11 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm
 from torch import Tensor, nn
 
-from .conv import Conv2dNHWC
+from .conv import Conv2dNHWC, ConvNorm
 
-__all__ = ["ConvDownsample", "ConvStem", "PatchEmbed", "PatchMerging", "PatchStem"]
+__all__ = [
+    "ConvDownsample", "ConvStem", "InvertedDownsample", "PatchEmbed", "PatchMerging", "PatchStem", "ResidualStem",
+]
 
 
 class PatchStem(nn.Module):
@@ -112,3 +114,42 @@ class ConvDownsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
+
+
+class ResidualStem(nn.Module):
+    """Convolutions of stride 2 around a residual pair: ``[B, 3, H, W] -> [B, ceil(H / 4), ceil(W / 4), C]``.
+
+    Han et al., "Demystify Mamba in Vision: A Linear Attention Perspective", arXiv:2405.16605 (MLLA).
+    """
+
+    def __init__(self, in_chans: int, dim: int, device: Any = None, dtype: torch.dtype | None = None) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        half = dim // 2
+        self.conv1 = ConvNorm(in_chans, half, 3, stride=2, act=nn.ReLU, **dd)
+        self.conv2 = nn.Sequential(ConvNorm(half, half, 3, act=nn.ReLU, **dd), ConvNorm(half, half, 3, **dd))
+        self.conv3 = nn.Sequential(
+            ConvNorm(half, 4 * dim, 3, stride=2, act=nn.ReLU, **dd), ConvNorm(4 * dim, dim, 1, **dd))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1))
+        return self.conv3(x + self.conv2(x))
+
+
+class InvertedDownsample(nn.Module):
+    """Widen, depthwise convolution of stride 2, narrow: ``[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C_out]``.
+
+    The downsampling of MLLA, arXiv:2405.16605, after the inverted residual of MobileNetV2, arXiv:1801.04381.
+    """
+
+    def __init__(self, dim: int, dim_out: int, device: Any = None, dtype: torch.dtype | None = None) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        hidden = 4 * dim_out
+        self.expand = Conv2dNHWC(dim, hidden, 1, **dd)
+        self.act = nn.ReLU()
+        self.depthwise = Conv2dNHWC(hidden, hidden, 3, stride=2, padding=1, groups=hidden, **dd)
+        self.project = ConvNorm(hidden, dim_out, 1, bias=True, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.act(self.depthwise(self.act(self.expand(x)))))

@@ -1,4 +1,4 @@
 """Model families; importing this package registers every model with timm."""
-from . import efficientvmamba, vim, vmamba
+from . import efficientvmamba, spatial_mamba, vim, vmamba
 
-__all__ = ["efficientvmamba", "vim", "vmamba"]
+__all__ = ["efficientvmamba", "spatial_mamba", "vim", "vmamba"]
