@@ -9,11 +9,13 @@ from vmamba.data import BundledDataset
 from vmamba.data.bundled import BUNDLED, validation_mask
 from vmamba.errors import UserError
 
-SIZES = {"digits": (1442, 355, (8, 8)), "mnist5k": (4000, 1000, (28, 28))}
+SIZES = {"digits": (1442, 355, (8, 8)), "mnist5k": (4000, 1000, (28, 28)), "textures": (615, 153, (32, 32))}
+CLASSES = {"digits": 10, "mnist5k": 10, "textures": 3}
 # of the concatenated bytes of the validation images: a split that moves would make results incomparable
 VALIDATION_SHA256 = {
     "digits": "747b8e40cc4d21a26c27e6681d6b5641b1d1c96162f713457890ca5ee65f561d",
     "mnist5k": "fb8e189a3c37b5f9dc83ce41dd4c5f7a66f945fa0ee69010abf460b9a3e5d2e4",
+    "textures": "568f65321faa197d1d5c0189dd4c7cdbff5a55114be3b15b4154e159fe33534b",
 }
 
 
@@ -21,7 +23,7 @@ VALIDATION_SHA256 = {
 def test_split(name):
     train, validation = BundledDataset(name, "train"), BundledDataset(name, "validation")
     assert (len(train), len(validation), train[0][0].size) == SIZES[name]
-    assert train.classes == validation.classes == [str(digit) for digit in range(10)]
+    assert train.classes == validation.classes == [str(label) for label in range(CLASSES[name])]
     assert hashlib.sha256(validation.images.tobytes()).hexdigest() == VALIDATION_SHA256[name]
     shares = np.bincount(validation.labels) / (np.bincount(train.labels) + np.bincount(validation.labels))
     assert shares.min() > 0.19

@@ -1,4 +1,4 @@
-"""Image datasets and loaders for the training tools: two bundled real datasets, and everything timm reads."""
+"""Image datasets and loaders for the training tools: three bundled real datasets, and everything timm reads."""
 from .bundled import BUNDLED, BundledDataset
 from .datasets import class_names, create_dataset, dataset_errors
 from .loaders import create_eval_loader, create_train_loader

