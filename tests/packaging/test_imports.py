@@ -26,7 +26,7 @@ ALLOWED = {
     "vmamba.data": {"vmamba.errors", "vmamba._timm"},
     "vmamba.train": {"vmamba.data", "vmamba.models", "vmamba.errors", "vmamba._timm", "vmamba"},
     "vmamba.tasks": {"vmamba.models", "vmamba.layers", "vmamba.ops", "vmamba.scans", "vmamba._timm"},
-    "vmamba.openmmlab": {"vmamba.models", "vmamba.errors", "vmamba._timm", "vmamba"},
+    "vmamba.openmmlab": {"vmamba.models", "vmamba.data", "vmamba.errors", "vmamba._timm", "vmamba"},
     "vmamba": {"vmamba.models"},
 }
 SOURCES = sorted([*(ROOT / "vmamba").rglob("*.py"), *(ROOT / "kernels" / "vmamba_kernels").rglob("*.py")])

@@ -77,12 +77,20 @@ def test_script_on_bundled_digits_prints_commands_that_work(tmp_path):
 
 EVERYTHING = ("--epochs", "3", "--model-ema", "--model-ema-warmup", "--mixup", "0.2", "--cutmix", "1.0",
               "--mixup-off-epoch", "2", "--reprob", "0.25", "--drop-path", "0.1", "--grad-accum-steps", "2",
-              "--clip-grad", "1.0", "--layer-decay", "0.8", "--aa", "rand-m3-n1", "--warmup-epochs", "1")
+              "--clip-grad", "1.0", "--layer-decay", "0.8", "--warmup-epochs", "1")
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_resumed_run_equals_uninterrupted_run(image_folder, small_flags, tmp_path, workers, capsys):
-    flags = [*EVERYTHING, "--workers", str(workers)]
+AUGMENTATION = ("--aug", "albumentations", "--aug-config",
+                str(ROOT / "configs" / "classification" / "augmentation_digits.yaml"))
+
+
+@pytest.mark.parametrize("more", [
+    ("--aa", "rand-m3-n1", "--workers", "0"),
+    ("--aa", "rand-m3-n1", "--workers", "1"),
+    (*AUGMENTATION, "--workers", "1"),
+], ids=["in-process", "worker", "albumentations"])
+def test_resumed_run_equals_uninterrupted_run(image_folder, small_flags, tmp_path, more, capsys):
+    flags = [*EVERYTHING, *more]
     assert fit.main(small_flags(image_folder, tmp_path / "whole", *flags)) == 0
     assert fit.main(small_flags(image_folder, tmp_path / "parts", *flags, "--stop-epoch", "1")) == 0
     torch.manual_seed(0)    # whatever else happened in between
@@ -203,6 +211,7 @@ BAD = {
     "optimiser": (None, ["--opt", "adamv"], r"cannot create optimiser adamv: .*near names: adam"),
     "optimiser-argument": (None, ["--opt-kwargs", "beta=3"], r"cannot create optimiser adamw"),
     "augmentation": (None, ["--aa", "rand-m9-q3"], r"cannot build the training loader"),
+    "aug-config": (None, ["--aug", "albumentations"], r"--aug albumentations needs --aug-config FILE"),
     "device": (None, ["--device", "gpu"], r"cannot use --device gpu"),
     "probability": (None, ["--drop-path", "1.5"], r"--drop-path must lie between 0 and 1"),
     "initial-checkpoint": (None, ["--initial-checkpoint", "/nonexistent.pth"], r"checkpoint /nonexistent.pth does not"),

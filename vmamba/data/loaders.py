@@ -7,6 +7,7 @@ from timm.data import FastCollateMixup, create_loader
 from torch.utils.data import IterableDataset
 
 from ..errors import UserError
+from .augmentation import albumentations_from_arguments
 
 __all__ = ["create_eval_loader", "create_mixup", "create_train_loader"]
 
@@ -37,12 +38,13 @@ def create_train_loader(
     alone, and a resumed run continues exactly like an uninterrupted one.
 
     Raises:
-        UserError: the split is smaller than one batch.
+        UserError: the split is smaller than one batch, or `--aug-config` does not fit.
     """
+    transform = albumentations_from_arguments(args, data_config["input_size"])
     if not isinstance(dataset, IterableDataset) and len(dataset) < args.batch_size * args.world_size:
         raise UserError(f"the training split has {len(dataset)} images, fewer than one batch of "
                         f"{args.batch_size * args.world_size}: give a smaller --batch-size")
-    return create_loader(
+    loader = create_loader(
         dataset,
         input_size=data_config["input_size"],
         batch_size=args.batch_size,
@@ -69,6 +71,9 @@ def create_train_loader(
         device=device,
         persistent_workers=False,
     )
+    if transform is not None:
+        dataset.transform = transform       # in the place of the one timm has just put there
+    return loader
 
 
 def create_eval_loader(

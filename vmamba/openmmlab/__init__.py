@@ -3,8 +3,9 @@
 Configs import this package, ``custom_imports = dict(imports=["vmamba.openmmlab"])``, which registers its modules in
 mmengine's root registries: mmdet, mmseg and every other toolbox on mmengine find them there by name.
 """
+from .augmentation import Albumentations
 from .backbone import TimmFeatureBackbone
 from .layer_decay import TimmLayerDecayConstructor
 from .pyramid import SimpleFeaturePyramid
 
-__all__ = ["SimpleFeaturePyramid", "TimmFeatureBackbone", "TimmLayerDecayConstructor"]
+__all__ = ["Albumentations", "SimpleFeaturePyramid", "TimmFeatureBackbone", "TimmLayerDecayConstructor"]

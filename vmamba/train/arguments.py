@@ -156,6 +156,9 @@ def _add_schedule(group: argparse._ArgumentGroup) -> None:
 
 def _add_augmentation(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    add("--aug", choices=("timm", "albumentations"), default="timm",
+        help="timm: the options up to --aa; albumentations: --aug-config in their place")
+    add("--aug-config", metavar="FILE", help="YAML list of albumentations' transforms")
     add("--no-aug", action=_Bool, default=False, help="no augmentation of the training images")
     add("--train-crop-mode", choices=("rrc", "rkrc", "rkrr"), help="training crop")
     add("--train-interpolation", choices=("random", "bilinear", "bicubic", "nearest"), help="training resize")

@@ -1,0 +1,120 @@
+"""Augmentation by albumentations: what comes out, where its random numbers come from, and bad lists."""
+import os
+import random
+import subprocess
+import sys
+from argparse import Namespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vmamba.data.augmentation import AlbumentationsTransform, albumentations_from_arguments
+from vmamba.errors import UserError
+
+FLIP = {"type": "HorizontalFlip", "p": 1.0}
+
+
+@pytest.fixture
+def image():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+
+
+def test_output_is_what_the_loader_takes(image):
+    out = AlbumentationsTransform([FLIP], (3, 20, 30))(image)
+    assert (out.shape, out.dtype) == ((3, 20, 30), np.uint8)
+    assert np.array_equal(out, np.asarray(image)[:, ::-1].transpose(2, 0, 1))
+
+
+def test_other_sizes_are_resized_and_input_size_is_filled_in(image):
+    assert AlbumentationsTransform([FLIP], (3, 8, 12))(image).shape == (3, 8, 12)
+    transform = AlbumentationsTransform([{"type": "CenterCrop", "pad_if_needed": True, "height": 16, "width": 16},
+                                         {"type": "RandomResizedCrop", "size": "input_size"}], (3, 8, 12))
+    assert list(transform.compose.transforms[1].size) == [8, 12]
+
+
+def test_one_channel(image):
+    out = AlbumentationsTransform([FLIP], (1, 20, 30))(image.convert("L"))
+    assert np.array_equal(out[0], np.asarray(image.convert("L"))[:, ::-1])
+
+
+def test_draws_follow_the_seed_of_python(image):
+    transform = AlbumentationsTransform([{"type": "Affine", "rotate": [-45, 45], "p": 1.0}], (3, 20, 30))
+
+    def draw(seed):
+        random.seed(seed)
+        return [transform(image).tobytes() for _ in range(3)]
+
+    first = draw(1)
+    assert len(set(first)) == 3
+    assert first == draw(1)
+    assert first != draw(2)
+
+
+def test_building_draws_nothing():
+    random.seed(3)
+    state = random.getstate()
+    AlbumentationsTransform([FLIP], (3, 20, 30))
+    assert random.getstate() == state
+
+
+def test_transforms_draw_independently(image):
+    """Two flips with probability a half: seeded alike, they would always undo each other."""
+    flips = [{"type": "HorizontalFlip", "p": 0.5}, {"type": "HorizontalFlip", "p": 0.5}]
+    transform = AlbumentationsTransform(flips, (3, 20, 30))
+    assert len({transform(image).tobytes() for _ in range(30)}) == 2
+
+
+@pytest.mark.parametrize(("specs", "message"), [
+    ({"type": "HorizontalFlip"}, "must hold a list of transforms"),
+    ([], "must hold a list of transforms"),
+    (["HorizontalFlip"], "a transform is written as {type: NAME, argument: value}, not 'HorizontalFlip'"),
+    ([{"p": 1}], "a transform is written as"),
+    ([{"type": "HorizontalFlop"}], "has no transform 'HorizontalFlop'; near names: HorizontalFlip"),
+    ([{"type": "load"}], "has no transform 'load'"),
+    ([{**FLIP, "probability": 1}], "x: HorizontalFlip: .*probability"),
+    ([{**FLIP, "p": 2}], "x: HorizontalFlip: .*p"),
+    ([{"type": "OneOf", "transforms": [{"type": "Blurr"}]}], "x: OneOf: .*no transform 'Blurr'; near names: Blur"),
+    ([{"type": "OneOf", "transforms": []}], "x: OneOf must hold a list of transforms"),
+    ([{"type": "RandomCrop", "height": 99, "width": 99}], "x does not take images of 20x30"),
+    ([{"type": "Normalize"}], "must give 8-bit images of 3 channels"),
+    ([{"type": "ToTensorV2"}], "8-bit images|does not take images"),
+])
+def test_bad_list(specs, message):
+    with pytest.raises(UserError, match=message) as caught:
+        AlbumentationsTransform(specs, (3, 20, 30), "x")
+    assert "\n" not in str(caught.value)
+    assert "pydantic.dev" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ({"aug_config": None}, "needs --aug-config FILE"),
+    ({"aug": "timm"}, "--aug-config is for --aug albumentations"),
+    ({"no_aug": True}, "leave out --no-aug"),
+    ({"aa": "rand-m9"}, "leave out --aa"),
+    ({"aug_config": "/nonexistent.yaml"}, "cannot read --aug-config /nonexistent.yaml: No such file"),
+    ({"text": "- [}"}, "is not valid YAML"),
+    ({"text": "type: HorizontalFlip"}, "must hold a list"),
+])
+def test_bad_flags(flags, message, tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(flags.pop("text", "- {type: HorizontalFlip}"))
+    args = Namespace(**{"aug": "albumentations", "aug_config": str(path), "no_aug": False, "aa": None, **flags})
+    with pytest.raises(UserError, match=message):
+        albumentations_from_arguments(args, (3, 20, 30))
+
+
+def test_timm_is_the_default():
+    assert albumentations_from_arguments(Namespace(aug="timm", aug_config=None), (3, 20, 30)) is None
+
+
+def test_no_version_check_over_the_network():
+    """In a fresh process: whoever imports albumentations through this package opens no connection."""
+    code = ("import socket\n"
+            "def refuse(*a): raise SystemExit('opened a connection')\n"
+            "socket.socket.connect = refuse\nsocket.getaddrinfo = refuse\n"
+            "from vmamba.data.augmentation import AlbumentationsTransform\n"
+            "AlbumentationsTransform([{'type': 'HorizontalFlip'}], (3, 8, 8))\n")
+    environment = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
