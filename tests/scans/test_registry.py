@@ -100,6 +100,13 @@ def test_a_table_of_another_length_than_registered_is_refused(own_registry):
     assert scan_order("padded", (2, 3)).length == 8
 
 
+def test_an_order_can_be_replaced(own_registry):
+    for walk in ([0, 1, 2], [2, 0, 1]):
+        register_path("mine")(lambda height, width, walk=walk: torch.tensor(walk))
+        assert scan_order("mine", (1, 3)).index.tolist() == [walk]
+        assert scan_order("h+mine_flip", (1, 3)).index[1].tolist() == walk[::-1]
+
+
 def test_copies_of_the_grid():
     assert scan_tokens("ms_half", 2, 3) == scan_tokens("ms_half_flip", 2, 3) == 18
     assert scan_tokens("h+w7", 2, 3) == 6

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -55,6 +55,15 @@ _SCANS: dict[str, _Scan] = {}
 _ALIASES: dict[str, str] = {}
 _NUMBERED: dict[str, Callable[[int], _Scan]] = {}
 
+_Entry = TypeVar("_Entry")
+
+
+def _register(registry: dict[str, _Entry], name: str, entry: _Entry) -> None:
+    """Add or replace an entry; what was made of an earlier one of that name, or of others that use it, is forgotten."""
+    registry[name] = entry
+    _derived.cache_clear()
+    _cached_order.cache_clear()
+
 
 def register_scan(
         name: str, directions: int, length: Extent = _all_tokens, copies: int = 1,
@@ -71,7 +80,7 @@ def register_scan(
     """
 
     def add(build: Callable[[int, int, int], Tensor]) -> Callable[[int, int, int], Tensor]:
-        _SCANS[name] = _Scan(directions, build, length, copies)
+        _register(_SCANS, name, _Scan(directions, build, length, copies))
         return build
 
     return add
@@ -87,7 +96,7 @@ def register_path(
     """
 
     def add(build: Callable[[int, int], Tensor]) -> Callable[[int, int], Tensor]:
-        _SCANS[name] = _Scan(1, lambda h, w, _: build(h, w).to(torch.int32).unsqueeze(0))
+        _register(_SCANS, name, _Scan(1, lambda h, w, _: build(h, w).to(torch.int32).unsqueeze(0)))
         if four:
             register_alias(f"{name}4", f"{name}+{name}_t+{name}_flip+{name}_t_flip")
         return build
@@ -110,7 +119,7 @@ def register_numbered_path(
             extent: Extent = _all_tokens if length is None else lambda h, w: length(h, w, number)
             return _Scan(1, lambda h, w, _: build(h, w, number).to(torch.int32).unsqueeze(0), extent)
 
-        _NUMBERED[name] = numbered
+        _register(_NUMBERED, name, numbered)
         return build
 
     return add
@@ -118,7 +127,7 @@ def register_numbered_path(
 
 def register_alias(name: str, meaning: str) -> None:
     """Register ``name`` for an order that can be said in other names, such as ``"h+h_flip+w2+w2_flip"``."""
-    _ALIASES[name] = meaning
+    _register(_ALIASES, name, meaning)
 
 
 def register_routes(name: str, directions: int, routes: Callable[[int], tuple[Route, ...]]) -> None:
@@ -127,7 +136,7 @@ def register_routes(name: str, directions: int, routes: Callable[[int], tuple[Ro
     def build(height: int, width: int, k: int) -> Tensor:
         return torch.stack([_route_index(height, width, route) for route in routes(k)])
 
-    _SCANS[name] = _Scan(directions, build, routes=routes)
+    _register(_SCANS, name, _Scan(directions, build, routes=routes))
 
 
 def _route_index(height: int, width: int, route: Route) -> Tensor:
@@ -143,8 +152,12 @@ def list_scans() -> list[str]:
 
 
 def _lookup(name: str) -> _Scan:
-    if name in _SCANS:
-        return _SCANS[name]
+    return _SCANS[name] if name in _SCANS else _derived(name)
+
+
+@lru_cache(maxsize=256)
+def _derived(name: str) -> _Scan:
+    """What a name means that is not that of a table."""
     if name in _ALIASES:
         return _lookup(_ALIASES[name])
     if "+" in name:
