@@ -19,7 +19,7 @@ PUBLIC = {
         "Route", "ScanOrder", "consistent_traverse", "default_directions", "hilbert_voxels", "list_scans",
         "morton_voxels", "register_alias", "register_numbered_path", "register_path", "register_scan", "scan_length",
         "scan_order", "scan_routes", "scan_tokens", "step_moves"],
-    "vmamba.ops": ["selective_scan", "ss2d_scan", "ss2d_scan_norm"],
+    "vmamba.ops": ["reorder", "selective_scan", "ss2d_scan", "ss2d_scan_norm"],
 }
 
 

@@ -21,12 +21,13 @@ ENVELOPES = ("model", "state_dict", "model_ema", "state_dict_ema")
 WRAPPERS = ("module.", "_orig_mod.", "backbone.")
 
 
-def open_envelope(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+def open_envelope(checkpoint: Mapping[str, Any], beside: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """The state dict inside a training checkpoint, without wrappers' prefixes (DDP, compile, detection backbones).
 
     Args:
         checkpoint: A state dict, or a dictionary with one under ``model``, ``state_dict``, ``model_ema`` or
             ``state_dict_ema`` (the first that is there) next to optimizer state and the like.
+        beside: Prefixes of parameters that belong to the model and stand beside a wrapped backbone.
     """
     for key in ENVELOPES:
         if isinstance(checkpoint.get(key), Mapping):
@@ -36,7 +37,7 @@ def open_envelope(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     for prefix in WRAPPERS:
         while any(k.startswith(prefix) for k in state):
             # a detection checkpoint also holds its neck and heads, which no backbone can take
-            own = [k for k in state if k.startswith(prefix)]
+            own = [k for k in state if k.startswith((prefix, *beside))]
             state = {k.removeprefix(prefix): state[k] for k in own}
     return state
 
@@ -67,7 +68,7 @@ def load_released(model: nn.Module, path: str, filter_fn: Callable) -> None:
     """
     content, _ = load_safely(Path(path))
     cfg = dict(cast("dict[str, Any]", model.pretrained_cfg))
-    cfg |= {"state_dict": open_envelope(content), "custom_load": False}
+    cfg |= {"state_dict": content, "custom_load": False}
     load_pretrained(
         model, cfg, num_classes=cast(int, model.num_classes), in_chans=cast(int, model.in_chans), filter_fn=filter_fn)
 

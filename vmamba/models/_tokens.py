@@ -13,7 +13,6 @@ from timm.layers import (
 from torch import Tensor, nn
 
 from vmamba._timm import build_model_with_cfg, checkpoint_seq, feature_take_indices, update_model_input_size
-from vmamba.layers import PatchEmbed
 
 from ._checkpoint import AllOrNothing, read_pickles_safely
 
@@ -67,6 +66,7 @@ class TokenBackbone(AllOrNothing):
         num_classes: Classes; 0 for no classifier.
         global_pool: "token" (the class token), "avg", "max" or "avgmax" of the patches, or "" for none.
         drop_rate: Dropout before the classifier.
+        as_map: Give blocks a map [B, rows, columns, C] instead of tokens; for models without a class token.
         wide_stream: Keep the sum of the blocks' outputs in float32 where weights and activations are narrower.
 
     Raises:
@@ -74,17 +74,18 @@ class TokenBackbone(AllOrNothing):
     """
 
     def __init__(
-            self, patch_embed: PatchEmbed, blocks: Sequence[nn.Module], norm: nn.Module, embed_dim: int,
+            self, patch_embed: Any, blocks: Sequence[nn.Module], norm: nn.Module, embed_dim: int,
             class_token: bool, img_size: int | tuple[int, int], in_chans: int, num_classes: int, global_pool: str,
-            drop_rate: float, wide_stream: bool = False, device: Any = None, dtype: torch.dtype | None = None,
+            drop_rate: float, as_map: bool = False, wide_stream: bool = False, device: Any = None,
+            dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.num_classes, self.in_chans = num_classes, in_chans
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
-        self.grad_checkpointing, self.wide_stream = False, wide_stream
+        self.grad_checkpointing, self.as_map, self.wide_stream = False, as_map, wide_stream
         self.patch_embed = patch_embed
-        self.grid_size = self._grid_of(img_size)
+        self.grid_size: tuple[int, int] = self._grid_of(img_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd)) if class_token else None
         self.global_pool = self._checked_pool(global_pool)
         tokens = self.grid_size[0] * self.grid_size[1] + int(class_token)
@@ -107,7 +108,7 @@ class TokenBackbone(AllOrNothing):
         if global_pool not in POOLS:
             raise ValueError(f"global_pool is {global_pool!r}, but needs one of {', '.join(map(repr, POOLS))}")
         if global_pool == "token" and self.cls_token is None:
-            raise ValueError("global_pool is 'token', but this model has no class token; 'avg' is the mean of the patches")
+            raise ValueError("global_pool is 'token', but this model has no class token; use 'avg'")
         return global_pool
 
     @torch.jit.ignore
@@ -173,7 +174,7 @@ class TokenBackbone(AllOrNothing):
         update_model_input_size(self, img_size)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Images [B, in_chans, H, W] -> tokens [B, L, C] with positions, the class token in their middle."""
+        """Images [B, in_chans, H, W] -> tokens [B, L, C] with positions, the class token in their middle, or a map."""
         x = self.patch_embed(x)
         B, H, W, _ = x.shape
         pos_embed = resample_pos_embed(self.pos_embed, (H, W), self.grid_size, self.cls_token is not None)
@@ -183,7 +184,8 @@ class TokenBackbone(AllOrNothing):
             x = torch.cat([x[:, :i], self.cls_token.expand(B, -1, -1).to(x.dtype), x[:, i:]], dim=1)
         if self.wide_stream:  # by type promotion, because a traced graph cannot ask for a dtype
             pos_embed = pos_embed + pos_embed.new_zeros(1, dtype=torch.float32)
-        return x + pos_embed
+        x = x + pos_embed
+        return x.view(B, H, W, self.embed_dim) if self.as_map else x
 
     def forward_intermediates(
             self,
@@ -217,13 +219,14 @@ class TokenBackbone(AllOrNothing):
             x = checkpoint_seq(nn.Sequential(block), x) if self.grad_checkpointing else block(x)
             if i in take_indices:
                 y = self.norm(x) if norm else x.to(self.pos_embed.dtype)  # the stream may be wider
-                y, token = self._split(y)
+                y, token = self._split(y.flatten(1, 2) if self.as_map else y)
                 if output_fmt == "NCHW":
                     y = y.transpose(1, 2).unflatten(2, (height, width)).contiguous()
                 intermediates.append((y, token) if return_prefix_tokens and token is not None else y)
         if intermediates_only:
             return intermediates
-        return self.norm(x), intermediates
+        x = self.norm(x)
+        return (x.flatten(1, 2) if self.as_map else x), intermediates
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Tokens [B, L, C] -> patches and the class token [B, 1, C], None without one."""
@@ -251,7 +254,8 @@ class TokenBackbone(AllOrNothing):
             x = checkpoint_seq(self.blocks, x)
         else:
             x = self.blocks(x)
-        return self.norm(x)
+        x = self.norm(x)
+        return x.flatten(1, 2) if self.as_map else x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens [B, L, C] -> logits [B, num_classes]."""

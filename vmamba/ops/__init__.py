@@ -1,6 +1,7 @@
 """Scan operators: one signature, a readable reference, a plain torch path and (for CUDA) a Triton path each."""
+from .reorder import reorder
 from .selective_scan import selective_scan
 from .ss2d_scan import ss2d_scan
 from .ss2d_scan_norm import ss2d_scan_norm
 
-__all__ = ["selective_scan", "ss2d_scan", "ss2d_scan_norm"]
+__all__ = ["reorder", "selective_scan", "ss2d_scan", "ss2d_scan_norm"]
