@@ -6,6 +6,7 @@ import torch
 from timm.models import create_model
 
 import vmamba  # noqa: F401
+from vmamba.models.msvmamba import checkpoint_filter_fn
 
 
 def rename(key, renames):
@@ -39,6 +40,11 @@ SPATIAL_MAMBA = (
     (r"\.fusion\.kernel1$", ".fusion.kernel_3"), (r"\.fusion\.kernel3$", ".fusion.kernel_3_1"),
     (r"\.fusion\.kernel5$", ".fusion.kernel_3_2"), (r"\.fusion\.", ".state_fusion."),
 )
+MSVMAMBA = (
+    *VMAMBA,
+    (r"\.half_conv\.", ".conv2d_b1."), (r"\.se\.reduce\.", ".se.fc.0."), (r"\.se\.expand\.", ".se.fc.2."),
+    (r"\.mlp\.fc(1|2)\.", r".convFFN.linear\1."), (r"\.mlp\.conv\.", ".convFFN.dwc."),
+)
 
 
 def official_value(key, value, directions):
@@ -47,7 +53,7 @@ def official_value(key, value, directions):
         return value.view(directions, -1, value.shape[1])
     if key.endswith((".A_logs", ".Ds")):
         return value.flatten(0, 1)
-    return value[..., None, None] if re.search(r"\.se\.conv_\w+\.weight$", key) else value
+    return value[..., None, None] if re.search(r"\.(se\.conv|convFFN\.linear)\w+\.weight$", key) else value
 
 
 def efficientvmamba(model):
@@ -63,6 +69,16 @@ def efficientvmamba(model):
     return out
 
 
+def msvmamba(model):
+    out = {}
+    for native, value in model.state_dict().items():
+        key = re.sub(r"^stages\.([123])\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample",
+                     rename(native, MSVMAMBA))
+        key = key.replace("stages.", "layers.")
+        out[key] = official_value(key, value, 2)
+    return out
+
+
 def spatial_mamba(model):
     """One direction, whose parameters have no axis for it."""
     out = {}
@@ -74,7 +90,10 @@ def spatial_mamba(model):
     return out
 
 
-FAMILIES = {"test_efficientvmamba": (efficientvmamba, "state_dict"), "test_spatial_mamba": (spatial_mamba, "model")}
+FAMILIES = {
+    "test_efficientvmamba": (efficientvmamba, "state_dict"), "test_spatial_mamba": (spatial_mamba, "model"),
+    "test_msvmamba": (msvmamba, "model"),
+}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -124,3 +143,19 @@ def test_misfit_names_every_key(case):
     state["layers.9.extra"] = torch.zeros(1)
     with pytest.raises(RuntimeError, match=r"nothing was loaded; 1 missing: .*mixer\.D; 1 unexpected: \S*extra"):
         create_model(name, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_msvmamba_on_the_second_trunk(gate):
+    """The stem and downsampling of VMamba's second release are numbered."""
+    v3 = {"ssm_ratio": 1.0, "mlp_ratio": 4.0, "conv_bias": False, "gate": gate, "patch_stem": False}
+    source, target = create_model("test_msvmamba", **v3), create_model("test_msvmamba", **v3)
+    stem, downsample = {"conv1": "0", "norm": "2", "conv2": "5", "norm2": "7"}, {"conv": "1", "norm": "3"}
+    state = {}
+    for key, value in msvmamba(source).items():
+        key = re.sub(r"^stem\.(\w+)\.", lambda m: f"patch_embed.{stem[m[1]]}.", key)
+        key = re.sub(r"\.downsample\.(\w+)\.", lambda m: f".downsample.{downsample[m[1]]}.", key)
+        state[key] = value
+    target.load_state_dict(checkpoint_filter_fn({"model": state}, target))
+    for ours, theirs in zip(target.parameters(), source.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

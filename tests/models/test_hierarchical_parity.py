@@ -7,7 +7,7 @@ import pytest
 from tests.goldens import GOLDENS
 from tests.support.parity import assert_parity, build_official, load_golden
 
-MODULES = {"efficientvmamba": "efficientvmamba", "spatialmamba": "spatial_mamba"}
+MODULES = {"efficientvmamba": "efficientvmamba", "msvmamba": "msvmamba", "spatialmamba": "spatial_mamba"}
 FIXTURES = [str(path.relative_to(GOLDENS)) for family in MODULES for path in sorted((GOLDENS / family).glob("*.json"))]
 
 
