@@ -85,7 +85,7 @@ def run(dataset: str, scan: str, seed: int, args: argparse.Namespace) -> dict[st
         epochs = read(Path(folder) / "run" / "summary.csv")
     last = epochs[-1]
     return {"dataset": dataset, "model": args.model, "scan": scan, "seed": seed, "epochs": len(epochs),
-            "eval_top1": f"{float(last['eval_top1']):.2f}", "train_loss": f"{float(last['train_loss']):.4f}"}
+            "eval_top1": f"{float(last['eval_top1']):.2f}", "train_loss": f"{float(last['train_loss']):.6f}"}
 
 
 def grouped(rows: Iterable[Mapping[str, str]]) -> dict[str, dict[str, list[float]]]:
