@@ -1,5 +1,6 @@
 """Modules shared by the model families; channels-last maps [B, H, W, C], or tokens [B, L, C], both ways."""
 from .channel_attention import ChannelAttention, SqueezeExcite
+from .continuous import ContinuousMixer
 from .conv import Conv2dNHWC, ConvNorm
 from .multi_scale import MultiScaleSS2D
 from .norm import RMSNorm
@@ -18,7 +19,7 @@ from .ss2d_variants import SS2DVariant
 from .state_fusion import StateFusionSS2D
 
 __all__ = [
-    "SS2D", "BidirectionalMixer", "ChannelAttention", "Conv2dNHWC", "ConvDownsample", "ConvNorm", "ConvStem",
-    "InvertedDownsample", "MultiScaleSS2D", "PatchEmbed", "PatchMerging", "PatchStem", "RMSNorm", "ResidualStem",
-    "SS2DVariant", "SqueezeExcite", "StateFusionSS2D",
+    "SS2D", "BidirectionalMixer", "ChannelAttention", "ContinuousMixer", "Conv2dNHWC", "ConvDownsample", "ConvNorm",
+    "ConvStem", "InvertedDownsample", "MultiScaleSS2D", "PatchEmbed", "PatchMerging", "PatchStem", "RMSNorm",
+    "ResidualStem", "SS2DVariant", "SqueezeExcite", "StateFusionSS2D",
 ]
