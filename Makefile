@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 OUTPUT ?= runs
 TRAIN_ARGS ?=
+OPENMMLAB_ARGS ?=
 TEST_ARGS ?=
 BENCHMARK_ARGS ?= --device cpu --batch-size 1 8 --img-size 224 --bench both
 
@@ -11,10 +12,10 @@ STAMP := $(VENV)/.installed
 OPENMMLAB := $(VENV)/.openmmlab
 
 .DEFAULT_GOAL := help
-.PHONY: help install openmmlab train test test-gpu test-openmmlab lint timm-suite benchmark clean
+.PHONY: help install openmmlab train train-detection train-segmentation test test-gpu test-openmmlab lint timm-suite benchmark clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-15s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## make .venv and install the package with its train and dev extras
 
@@ -34,6 +35,15 @@ $(OPENMMLAB): tools/install_openmmlab.sh $(STAMP)
 
 train: $(STAMP)  ## train vmamba_nano on the bundled digits (TRAIN_ARGS="..." for anything else)
 	$(BIN)/python tools/train.py $(TRAIN_ARGS)
+
+data/digit_scenes: | $(OPENMMLAB)
+	$(BIN)/python tools/make_digit_scenes.py --output $@
+
+train-detection: $(OPENMMLAB) data/digit_scenes  ## train a small Mask R-CNN on the digit scenes (OPENMMLAB_ARGS="...")
+	$(BIN)/python tools/train_openmmlab.py configs/mmdet/mask_rcnn_vmamba_nano_fpn_digit_scenes.py $(OPENMMLAB_ARGS)
+
+train-segmentation: $(OPENMMLAB) data/digit_scenes  ## train a small UperNet on the digit scenes (OPENMMLAB_ARGS="...")
+	$(BIN)/python tools/train_openmmlab.py configs/mmseg/upernet_vmamba_nano_digit_scenes.py $(OPENMMLAB_ARGS)
 
 test: $(STAMP)  ## run the tests, then timm's own test suite on our models
 	$(BIN)/python -m pytest --ignore tests/openmmlab $(TEST_ARGS)

@@ -12,6 +12,7 @@ DIR/README.txt                   what it is, and the options it was made with
 import argparse
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +87,20 @@ def main(argv: list[str] | None = None) -> int:
     counts = {"train": args.train, "validation": args.validation}
     splits = [DigitScenes(split, count, size=args.size, seed=args.seed) for split, count in counts.items()]
     require("pycocotools.mask", "openmmlab")
+    readme = README.format(
+        **counts, size=args.size, seed=args.seed,
+        **{f"{split}_photographs": ", ".join(names) for split, names in PHOTOGRAPHS.items()})
     try:
-        for scenes in splits:
-            write_split(args.output, scenes)
+        # the folder gets its name when it is complete
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=args.output.parent) as folder:
+            root = Path(folder) / args.output.name
+            for scenes in splits:
+                write_split(root, scenes)
+            (root / "README.txt").write_text(readme)
+            root.replace(args.output)
     except OSError as error:
         raise UserError(f"cannot write to {args.output}: {error.strerror}") from error
-    (args.output / "README.txt").write_text(README.format(
-        **counts, size=args.size, seed=args.seed,
-        **{f"{split}_photographs": ", ".join(names) for split, names in PHOTOGRAPHS.items()}))
     print(f"{' + '.join(map(str, counts.values()))} scenes of {args.size}x{args.size} in {args.output}")
     return 0
 
