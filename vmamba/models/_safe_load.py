@@ -45,6 +45,10 @@ STAND_INS: dict[str, type] = {
     "numpy._core.multiarray.scalar": _Ignored,
     "numpy.core.multiarray._reconstruct": _Ignored,
     "numpy._core.multiarray._reconstruct": _Ignored,
+    # logs of mmengine's Runner, beside the weights of detectors and segmentors; their methods are pickled by getattr,
+    # which is not called either
+    "mmengine.logging.history_buffer.HistoryBuffer": _Ignored,
+    "builtins.getattr": _Ignored,
 }
 """The global a checkpoint may name, and the inert class it unpickles to."""
 

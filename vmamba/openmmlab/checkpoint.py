@@ -24,17 +24,18 @@ SHOWN_KEYS = 3
 
 
 def pretrained_weights(model_name: str, model_args: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict of the pretrained model that timm knows under a name.
+    """The pretrained weights that timm knows for a model, under the backbone's names.
 
     Raises:
         UserError: There is none, or it cannot be had.
     """
     try:
-        return timm.create_model(model_name, pretrained=True, num_classes=0, **model_args).state_dict()
+        state = timm.create_model(model_name, pretrained=True, num_classes=0, **model_args).state_dict()
     except (RuntimeError, OSError) as error:
         raise UserError(
             f"no pretrained weights for {model_name} ({_first_line(error)}); write pretrained=False, or a file"
         ) from error
+    return {f"model.{k}": v for k, v in state.items()}
 
 
 def read_weights(source: str) -> dict[str, Tensor]:

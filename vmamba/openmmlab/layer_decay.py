@@ -32,8 +32,7 @@ class TimmLayerDecayConstructor(DefaultOptimWrapperConstructor):
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
-        paramwise_cfg = dict(paramwise_cfg or {})
-        self.decay_rate = float(paramwise_cfg.pop("decay_rate", 0.0))
+        self.decay_rate = float((paramwise_cfg or {}).get("decay_rate", 0.0))
         if not 0 < self.decay_rate <= 1:
             raise UserError("layer decay needs a decay_rate above 0, at most 1: paramwise_cfg=dict(decay_rate=0.9)")
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
