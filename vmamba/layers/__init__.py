@@ -2,6 +2,7 @@
 from .channel_attention import ChannelAttention, SqueezeExcite
 from .continuous import ContinuousMixer
 from .conv import Conv2dNHWC, ConvNorm
+from .local_ss2d import LocalSS2D
 from .multi_scale import MultiScaleSS2D
 from .norm import RMSNorm
 from .patch import (
@@ -20,6 +21,6 @@ from .state_fusion import StateFusionSS2D
 
 __all__ = [
     "SS2D", "BidirectionalMixer", "ChannelAttention", "ContinuousMixer", "Conv2dNHWC", "ConvDownsample", "ConvNorm",
-    "ConvStem", "InvertedDownsample", "MultiScaleSS2D", "PatchEmbed", "PatchMerging", "PatchStem", "RMSNorm",
-    "ResidualStem", "SS2DVariant", "SqueezeExcite", "StateFusionSS2D",
+    "ConvStem", "InvertedDownsample", "LocalSS2D", "MultiScaleSS2D", "PatchEmbed", "PatchMerging", "PatchStem",
+    "RMSNorm", "ResidualStem", "SS2DVariant", "SqueezeExcite", "StateFusionSS2D",
 ]
