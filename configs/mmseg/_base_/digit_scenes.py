@@ -50,13 +50,14 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
-_iters = 2400
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=600)
+_iters = 2000
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=500)
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=5e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
-    paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0))))
+    # a narrow head that starts from small weights moves its logits slowly
+    paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0), decode_head=dict(lr_mult=10.0))))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=150),
     dict(type="CosineAnnealingLR", by_epoch=False, begin=150, end=_iters, eta_min=1e-5),
