@@ -6,7 +6,7 @@ from timm.optim import create_optimizer_v2, param_groups_weight_decay
 
 import vmamba  # noqa: F401
 
-MODELS = ("test_vim", "test_plainmamba")
+MODELS = ("test_vim", "test_plainmamba", "test_localvim")
 WITH_CLASS_TOKEN = ("test_vim",)
 SIDE = 96  # the size that the position embeddings of these models are for
 

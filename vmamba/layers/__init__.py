@@ -14,13 +14,13 @@ from .patch import (
     PatchStem,
     ResidualStem,
 )
-from .path_mixer import BidirectionalMixer
+from .path_mixer import BidirectionalMixer, LocalPathMixer
 from .ss2d import SS2D
 from .ss2d_variants import SS2DVariant
 from .state_fusion import StateFusionSS2D
 
 __all__ = [
     "SS2D", "BidirectionalMixer", "ChannelAttention", "ContinuousMixer", "Conv2dNHWC", "ConvDownsample", "ConvNorm",
-    "ConvStem", "InvertedDownsample", "LocalSS2D", "MultiScaleSS2D", "PatchEmbed", "PatchMerging", "PatchStem",
-    "RMSNorm", "ResidualStem", "SS2DVariant", "SqueezeExcite", "StateFusionSS2D",
+    "ConvStem", "InvertedDownsample", "LocalPathMixer", "LocalSS2D", "MultiScaleSS2D", "PatchEmbed", "PatchMerging",
+    "PatchStem", "RMSNorm", "ResidualStem", "SS2DVariant", "SqueezeExcite", "StateFusionSS2D",
 ]

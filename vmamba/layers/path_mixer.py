@@ -7,10 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vmamba.ops  # noqa: F401  (registers torch.ops.vmamba)
+from vmamba.scans import default_directions
 
+from .channel_attention import ChannelAttention
 from .ssm import reset_ssm_parameters
 
-__all__ = ["BidirectionalMixer", "PathMixer"]
+__all__ = ["BidirectionalMixer", "LocalPathMixer", "PathMixer"]
 
 
 class PathMixer(nn.Module):
@@ -91,3 +93,39 @@ class BidirectionalMixer(PathMixer):
         y = torch.ops.vmamba.ss2d_scan(
             u, self.project(u), self.dt_weight, self.dt_bias, self.A_log, self.D, "bidi", 1, u.shape[1], None, False)[0]
         return self.out_proj((y.mean(1) * F.silu(z)).to(z.dtype))
+
+
+class LocalPathMixer(PathMixer):
+    """Mamba along several walks of a map, each weighed by channel attention before they are added.
+
+    ``[B, H, W, C]`` both ways. Huang et al., "LocalMamba", arXiv:2403.09338, section 4. The convolution runs along each
+    walk, so the tokens are brought into the order of the walks, zero tokens included where windows do not fit.
+
+    Args:
+        dim: Channels C of input and output.
+        scan: Name of the scan order, such as ``"h+v_flip+w7+w7_flip"``; see :func:`vmamba.scans.list_scans`.
+        sizes: Further arguments of :class:`PathMixer`.
+    """
+
+    def __init__(
+            self, dim: int, scan: str, device: Any = None, dtype: torch.dtype | None = None, **sizes: Any) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__(dim, directions=default_directions(scan), **sizes, **dd)
+        self.scan = scan
+        self.attention = ChannelAttention(self.d_inner, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, H, W, _ = x.shape
+        x, z = self.in_proj(x).chunk(2, dim=-1)
+        steps = torch.ops.vmamba.reorder(x.reshape(B, H * W, self.d_inner), self.scan, H, W, True)
+        length = steps.shape[1]
+        padded = F.pad(steps, (0, 0, 0, 0, self.d_conv - 1, 0))
+        u = padded[:, :length] * self.conv_weight[:, :, 0] + self.conv_bias
+        for tap in range(1, self.d_conv):
+            u = u + padded[:, tap:tap + length] * self.conv_weight[:, :, tap]
+        u = F.silu(u).to(x.dtype)
+        y = torch.ops.vmamba.ss2d_scan(
+            u, self.project(u), self.dt_weight, self.dt_bias, self.A_log, self.D, "uni", 1, length, None, False)[0]
+        y = torch.ops.vmamba.reorder(y.transpose(1, 2).to(x.dtype), self.scan, H, W, False)
+        gated = (y * F.silu(z).reshape(B, H * W, 1, self.d_inner)).transpose(1, 2)
+        return self.out_proj(self.attention(gated).sum(1)).view(B, H, W, -1)
