@@ -22,6 +22,7 @@ from _openmmlab import config_errors, existing_checkpoint, load_config, without_
 
 from vmamba.errors import UserError, require, tool
 
+TORCHRUN = "LOCAL_RANK"         # set in the processes that torchrun starts
 LAST = "last_checkpoint"        # mmengine writes the path of the newest checkpoint into it
 
 
@@ -63,10 +64,12 @@ def prepare(args: argparse.Namespace) -> Any:
             raise UserError("--amp needs a CUDA device")
         config.optim_wrapper.type = "AmpOptimWrapper"
         config.optim_wrapper.loss_scale = "dynamic"
+    config.launcher = "pytorch" if TORCHRUN in os.environ else "none"
     if not torch.cuda.is_available():
         without_sync_batchnorm(config)
-        config.setdefault("env_cfg", {}).setdefault("dist_cfg", {})["backend"] = "gloo"
-    config.launcher = "pytorch" if "LOCAL_RANK" in os.environ else "none"      # set by torchrun
+        # what mmengine chooses by itself for several processes names a GPU for each
+        config.setdefault("model_wrapper_cfg", {
+            "type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False})
     return config
 
 
@@ -75,6 +78,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     config = prepare(args)
     runner_type = require("mmengine.runner", "openmmlab").Runner
+    if config.launcher == "pytorch" and not torch.cuda.is_available():
+        torch.distributed.init_process_group("gloo")
     try:
         with config_errors(f"cannot use config {args.config}"):
             runner = runner_type.from_cfg(config)
