@@ -16,6 +16,7 @@ from vmamba.errors import UserError
 from vmamba.openmmlab import SimpleFeaturePyramid, TimmFeatureBackbone
 
 SIZE = (97, 131)
+OTHER_KINDS = {"Albumentations": "TRANSFORMS", "TimmLayerDecayConstructor": "OPTIM_WRAPPER_CONSTRUCTORS"}
 HIERARCHICAL = {
     "test_vmamba": {},
     "resnet18": {"out_norm": False},
@@ -26,7 +27,7 @@ HIERARCHICAL = {
 
 @pytest.mark.parametrize("name", adapter.__all__)
 def test_registered_for_every_toolbox(name):
-    kind = "OPTIM_WRAPPER_CONSTRUCTORS" if name.endswith("Constructor") else "MODELS"
+    kind = OTHER_KINDS.get(name, "MODELS")
     for registry in (mmengine.registry, mmdet.registry, mmseg.registry):
         assert getattr(registry, kind).get(name) is getattr(adapter, name)
 
