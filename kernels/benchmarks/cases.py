@@ -100,15 +100,17 @@ def selective_scan(B: int, D: int, L: int, N: int, channels_last: bool) -> Case:
     args = selective_scan_inputs(B, D, L, N, 1, torch.bfloat16, "cuda")
     args["initial_state"] = None
     small = {n: t[:1] if n in ("u", "delta", "B", "C", "z") else t for n, t in args.items()}
-    if channels_last:
-        args = {n: t.transpose(1, 2).contiguous() if n in ("u", "delta", "z") else t for n, t in args.items()}
-        args = {n: t.permute(0, 3, 1, 2).contiguous() if n in ("B", "C") else t for n, t in args.items()}
+    if channels_last:  # in memory
+        args = {n: t.mT.contiguous().mT if n in ("u", "delta", "z") else t for n, t in args.items()}
+        args = {
+            n: t.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1) if n in ("B", "C") else t for n, t in args.items()
+        }
     dout = torch.randn_like(args["u"])
-    _, _, saved = selective_scan_forward(*args.values(), channels_last=channels_last, save=True)
+    _, _, saved = selective_scan_forward(*args.values(), save=True)
     u, bc = _size(args["u"]), _size(args["B"], args["C"])
     return Case(
-        lambda save=False: selective_scan_forward(*args.values(), channels_last=channels_last, save=save),
-        lambda: selective_scan_backward(dout, *args.values(), saved, channels_last=channels_last),
+        lambda save=False: selective_scan_forward(*args.values(), save=save),
+        lambda: selective_scan_backward(dout, *args.values(), saved),
         lambda: check_selective_scan(small, channels_last),
         4 * u + bc,
         7 * u + 2 * bc,

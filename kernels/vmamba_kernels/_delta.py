@@ -20,15 +20,14 @@ def load_weight(dt_weight, d, r, d_ok, R: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
-def project(factors, hi, lo, bias, FAST: tl.constexpr):
-    """[16, 16] x [16, 32] + bias [16, 32] in fp32."""
-    if not FAST:  # the interpreter's product of bfloat16 operands is wrong; products of their fp32 values are the same
-        factors, hi, lo = factors.to(tl.float32), hi.to(tl.float32), lo.to(tl.float32)
-        return tl.dot(factors, lo, tl.dot(factors, hi, bias, input_precision="ieee"), input_precision="ieee")
-    if factors.dtype == tl.float32:
-        return tl.dot(factors, hi, bias, input_precision="tf32x3")
+def product(a, b, acc, FAST: tl.constexpr):
+    """acc + a b, in fp32 for fp32 operands."""
+    if not FAST:  # the interpreter's product of bfloat16 operands is wrong; that of their fp32 values is the same
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    if a.dtype == tl.float32:
+        return tl.dot(a, b, acc, input_precision="tf32x3")
     else:
-        return tl.dot(factors, lo, tl.dot(factors, hi, bias))
+        return tl.dot(a, b, acc)
 
 
 @triton.jit
@@ -80,6 +79,8 @@ def tile_delta(factors, weights, biases, SUB: tl.constexpr, FAST: tl.constexpr):
     for s in tl.static_range(SUB):
         z = tl.zeros([16, 32], tl.float32) + biases[s][None, :]
         for chunk in tl.static_range(len(factors)):
-            z = project(factors[chunk], weights[s][chunk][0], weights[s][chunk][1], z, FAST)
+            z = product(factors[chunk], weights[s][chunk][0], z, FAST)
+            if factors[chunk].dtype != tl.float32:
+                z = product(factors[chunk], weights[s][chunk][1], z, FAST)
         z2 = z2 + (unpack16(z),)
     return z2

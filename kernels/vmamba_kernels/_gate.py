@@ -21,9 +21,12 @@ def gate_bwd_kernel(dout_ptr, y_ptr, z_ptr, dy_ptr, dz_ptr, size, BLOCK: tl.cons
 
 
 def gate_backward(dout: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients to y (float32) and z of y * silu(z), all of one shape."""
+    """Gradients to y (float32 for float16) and z of y * silu(z), [B, D, L] each, in the layout of y."""
+    channels_last = y.transpose(1, 2).is_contiguous()
+    if channels_last:
+        dout, y, z = (t.transpose(1, 2) for t in (dout, y, z))
     dout, y, z = dout.contiguous(), y.contiguous(), z.contiguous()
-    dy = _launch.empty(y.shape, dtype=torch.float32, device=y.device)
+    dy = _launch.empty(y.shape, dtype=_launch.accumulator_dtype(y.dtype), device=y.device)
     dz = _launch.empty(z.shape, dtype=z.dtype, device=z.device)
     gate_bwd_kernel[(triton.cdiv(y.numel(), 1024),)](dout, y, z, dy, dz, y.numel(), BLOCK=1024, num_warps=4)
-    return dy, dz
+    return (dy.transpose(1, 2), dz.transpose(1, 2)) if channels_last else (dy, dz)

@@ -24,6 +24,8 @@ def merge_kernel(parts_ptr, out_ptr, size, K: tl.constexpr, BLOCK: tl.constexpr)
 def merge_directions(parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Sum of ``parts`` [B, K, L, D] (contiguous) over K, accumulated in fp32, as [B, L, D] in ``dtype``."""
     B, K, L, D = parts.shape
+    if K == 1:
+        return parts.squeeze(1).to(dtype)
     out = _launch.empty((B, L, D), dtype=dtype, device=parts.device)
     block = 1024 if not _launch.interpreted() else triton.next_power_of_2(min(L * D, 4096))
     if out.numel():

@@ -105,6 +105,36 @@ def pack16(rows):
 
 
 @triton.jit
+def unpack8(tile):
+    """[C, 8] -> tuple of 8 vectors [C], column by column."""
+    C: tl.constexpr = tile.shape[0]
+    b0 = tl.split(tl.reshape(tile, [C, 4, 2]))
+    b1 = ()
+    for i in tl.static_range(2):
+        b1 = b1 + tl.split(tl.reshape(b0[i], [C, 2, 2]))
+    b2 = ()
+    for i in tl.static_range(4):
+        b2 = b2 + tl.split(b1[i])
+    columns = ()
+    for t in tl.static_range(8):  # leaf index is t with its three bits reversed
+        columns = columns + (b2[(t % 2) * 4 + (t // 2 % 2) * 2 + t // 4],)
+    return columns
+
+
+@triton.jit
+def pack8(columns):
+    """Tuple of 8 vectors [C] -> [C, 8]; the inverse of ``unpack8``."""
+    C: tl.constexpr = columns[0].shape[0]
+    b2 = ()
+    for i in tl.static_range(4):
+        b2 = b2 + (tl.join(columns[i], columns[i + 4]),)
+    b1 = ()
+    for i in tl.static_range(2):
+        b1 = b1 + (tl.join(b2[i], b2[i + 2]),)
+    return tl.reshape(tl.join(b1[0], b1[1]), [C, 8])
+
+
+@triton.jit
 def reverse(rows):
     """The tuple, last entry first."""
     out = ()
@@ -148,21 +178,16 @@ def lane_sums_step(sums, select, even, odd, pair: tl.constexpr):
         a0, a1, a2, a3 = select[2 * pair], zero, select[2 * pair + 1], zero
     else:
         a0, a1, a2, a3 = zero, select[2 * pair - 8], zero, select[2 * pair - 7]
+    return _mma(a0, a1, a2, a3, even.to(tl.int32, bitcast=True), odd.to(tl.int32, bitcast=True), sums)
+
+
+@triton.jit
+def _mma(a0, a1, a2, a3, b0, b1, sums):
+    """sums + [16, 8] x [8, 8] with tf32 operands, by the lanes' registers."""
     return tl.inline_asm_elementwise(
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
         "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
-        [
-            a0,
-            a1,
-            a2,
-            a3,
-            even.to(tl.int32, bitcast=True),
-            odd.to(tl.int32, bitcast=True),
-            sums[0],
-            sums[1],
-            sums[2],
-            sums[3],
-        ],
+        [a0, a1, a2, a3, b0, b1, sums[0], sums[1], sums[2], sums[3]],
         dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
         is_pure=True,
         pack=1,
@@ -175,3 +200,107 @@ def lane_sums(sums):
     low = tl.sum(tl.reshape(sums[0] + sums[1], [8, 4]), 1)
     high = tl.sum(tl.reshape(sums[2] + sums[3], [8, 4]), 1)
     return tl.reshape(tl.trans(tl.join(low, high)), [16])
+
+
+@triton.jit
+def uniform8(ptr, FAST: tl.constexpr):
+    """Eight consecutive fp32 values at a 16-byte aligned address, each in every lane: 8 vectors [32].
+
+    Two vector loads at one address. As ``tl.load`` the values would land in one lane each and be spread through shared
+    memory. The memory must not be written by the kernel.
+    """
+    if FAST:
+        at = tl.zeros([32], tl.int64) + ptr.to(tl.int64)
+        low = _load4(at)
+        high = _load4(at + 16)
+        return low + high
+    else:
+        out = ()
+        for t in tl.static_range(8):
+            out = out + (tl.load(ptr + t),)
+        return out
+
+
+@triton.jit
+def touch(ptr, SIZE: tl.constexpr, STRIDE: tl.constexpr, FAST: tl.constexpr):
+    """Fetch the lines of 128 bytes at ptr, ptr + STRIDE, ... below ptr + SIZE into the first-level cache.
+
+    Neither counts nor faults as an access: the address may lie anywhere.
+    """
+    if FAST:
+        LINES: tl.constexpr = (SIZE + STRIDE - 1) // STRIDE
+        lane = tl.arange(0, 32)
+        for i in tl.static_range((LINES + 31) // 32):
+            line = tl.minimum(lane + 32 * i, LINES - 1)
+            tl.inline_asm_elementwise(
+                "{ prefetch.global.L1 [$1]; mov.b32 $0, 0; }",
+                "=r,l",
+                [(ptr + line * STRIDE).to(tl.int64)],
+                dtype=tl.int32,
+                is_pure=False,
+                pack=1,
+            )
+
+
+@triton.jit
+def _load4(at):
+    return tl.inline_asm_elementwise(
+        "ld.global.nc.v4.f32 {$0,$1,$2,$3}, [$4];",
+        "=f,=f,=f,=f,l",
+        [at],
+        dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def pair_sums(select, first_r, second_r):
+    """Sums over channels of two quantities at each of 8 tokens: vector [32], see ``pair_place``.
+
+    Both are given as 8 vectors [32], last token first. As in ``lane_sums_step``, but here the data is the first
+    operand of the product, which takes two tokens at once: a lane's four values are rows l // 4 (``first``) and
+    8 + l // 4 (``second``), in columns l % 4 and 4 + l % 4. The second operand has ones in one column for the upper
+    four rows and in the next column for the lower four. That leaves sums over 8 rows, in lanes that differ in bits
+    2 to 4.
+    """
+    zero = tl.zeros([32], tl.float32)
+    sums = (zero, zero, zero, zero)
+    for pair in tl.static_range(4):
+        sums = _mma(
+            first_r[7 - 2 * pair].to(tl.int32, bitcast=True),
+            second_r[7 - 2 * pair].to(tl.int32, bitcast=True),
+            first_r[6 - 2 * pair].to(tl.int32, bitcast=True),
+            second_r[6 - 2 * pair].to(tl.int32, bitcast=True),
+            select[2 * pair],
+            select[2 * pair + 1],
+            sums,
+        )
+    # a lane has tokens 2 (l % 4) and 2 (l % 4) + 1 of both: each step sends away half of them
+    lane = tl.arange(0, 32)
+    second = lane // 4 % 2 == 1
+    even = tl.where(second, sums[2], sums[0]) + _from_lane(tl.where(second, sums[0], sums[2]), "4")
+    odd = tl.where(second, sums[3], sums[1]) + _from_lane(tl.where(second, sums[1], sums[3]), "4")
+    later = lane // 8 % 2 == 1
+    mine = tl.where(later, odd, even) + _from_lane(tl.where(later, even, odd), "8")
+    return mine + _from_lane(mine, "16")
+
+
+@triton.jit
+def pair_place():
+    """Which sum of ``pair_sums`` a lane has, as token + 8 * (1 for the second vector), and whether it is the first."""
+    lane = tl.arange(0, 32)
+    return lane % 4 * 2 + lane // 8 % 2 + lane // 4 % 2 * 8, lane < 16
+
+
+@triton.jit
+def _from_lane(x, XOR: tl.constexpr):
+    """x of the lane whose number differs in the bit ``XOR``."""
+    return tl.inline_asm_elementwise(
+        "shfl.sync.bfly.b32 $0, $1, " + XOR + ", 0x1f, 0xffffffff;",
+        "=f,f",
+        [x],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
+    )

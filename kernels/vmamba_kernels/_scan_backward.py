@@ -3,33 +3,73 @@
 import triton
 import triton.language as tl
 
-from ._delta import load_weights
 from ._primitives import (
     LN2,
-    LOG2E,
     TABLE,
     ex2,
-    lane_sums,
-    lane_sums_step,
-    pack16,
+    pack8,
+    pair_place,
+    pair_sums,
     reverse,
     row_selectors,
-    softplus2,
     tf32,
-    unpack16,
+    touch,
+    uniform8,
 )
-from ._scan_forward import column16, scan_delta, spread_column
-from ._walk import direction, tile_positions
+from ._scan_forward import (
+    SEQUENCE,
+    inputs,
+    load_channels,
+    load_delta_weights,
+    load_states,
+    place,
+    read_tile,
+    scan_delta,
+    step_sizes,
+    store_states,
+    store_tile,
+    vectors,
+)
+from ._walk import direction
 
 
 @triton.jit
-def tile_state(first, saved_at, scratch_at, ok):
-    """State before a tile: the saved one before the group's first, else the recomputed one."""
-    saved = tl.load(saved_at, mask=ok & first, other=0.0)
-    return saved + tl.load(scratch_at, mask=ok & (first == 0), other=0.0)
+def tile_states(first, saved_at, scratch_at, C: tl.constexpr, NB: tl.constexpr, ok):
+    """NB states before a tile: the saved ones before the group's first, else the recomputed ones."""
+    saved = load_states(saved_at, C, NB, ok & first)
+    scratch = load_states(scratch_at, C, NB, ok & (first == 0))
+    out = ()
+    for i in tl.static_range(NB):
+        out = out + (saved[i] + scratch[i],)
+    return out
 
 
-@triton.jit(do_not_specialize=["B", "L", "visits", "height", "width", "reciprocal", "every", "N", "G"])
+@triton.jit
+def recompute(h, a_n, b_n, delta2, v, FAST: tl.constexpr):
+    """Through a tile: the decays, and the states before and after every visit."""
+    decay = ()
+    states = (h,)
+    for t in tl.static_range(8):
+        a = ex2(a_n * delta2[t], FAST)
+        h = tl.fma(a, h, b_n[t] * v[t])
+        decay = decay + (a,)
+        states = states + (h,)
+    return decay, states
+
+
+@triton.jit
+def store_sums(dbc_at, gv_r, dyh_r, select, TENSOR_SUMS: tl.constexpr):
+    """The tile's gradients to one state's B and C, [2, 8] fp32, from vectors over channels (last visit first)."""
+    if TENSOR_SUMS:
+        place_in_tile, first = pair_place()
+        tl.store(dbc_at + place_in_tile, pair_sums(select, gv_r, dyh_r), mask=first)
+    else:
+        eight = tl.arange(0, 8)
+        tl.store(dbc_at + eight, tl.sum(pack8(reverse(gv_r)), 0))
+        tl.store(dbc_at + 8 + eight, tl.sum(pack8(reverse(dyh_r)), 0))
+
+
+@triton.jit(do_not_specialize=[*SEQUENCE, "B", "every"])
 def scan_bwd_kernel(
     dy_ptr,  # [B, L, G, C] by strides
     x_ptr,  # [B, L, G, C] by strides
@@ -37,260 +77,206 @@ def scan_bwd_kernel(
     factors_ptr,  # [B, L, G, R] by strides f_sb, f_sl, f_sg, 1; only for R > 0
     weight_ptr,  # [G, C, R]
     bias_ptr,  # [G, C]
-    a_ptr,  # [G, N, C]: A, not its logarithm
-    b_ptr,  # [B, G, N, L] by strides bc_*
-    c_ptr,  # likewise
+    a_ptr,  # [G, N, C]
+    bc_ptr,  # [B, G, tiles, N, 2, 8], see _scan_arrange
     skip_ptr,  # [G, C]
     states_ptr,  # [B, G, groups of tiles, N, C] fp32: state before each group
-    dlast_ptr,  # [B, G, N, C] fp32: gradient to the last state
-    scratch_ptr,  # [B, G, every, N, C] fp32: states before the tiles of the group at hand
-    carry_ptr,  # [B, G, N, C] fp32: a_{t+1} g_{t+1}; at the end the gradient to the initial state
-    da_ptr,  # [B, G, N, C] fp32
-    dvec_ptr,  # [B, 2, G, C] fp32: delta bias, D
+    scratch_ptr,  # [B, G, segments, every, N, C] fp32: states before the tiles of the group at hand
+    carry_ptr,  # [B, G, segments, N, C] fp32: a_{t+1} g_{t+1}; with ENTERS it holds that from behind each segment
+    da_ptr,  # [B, G, segments, N, C] fp32
+    dvec_ptr,  # [B, segments, 2, G, C] fp32: delta bias, D
     dx_ptr,  # [B, L, G, C] by strides
     dz_ptr,  # [B, L, G, C] by strides: gradient to delta's pre-activation
-    dbc_ptr,  # [blocks, B, G, 2, N, L] fp32: B and C
+    dbc_ptr,  # [blocks, B, G, tiles, N, 2, 8] fp32: B and C
     index_ptr,
     dy_sb, dy_sl, dy_sg, dy_sc,
     x_sb, x_sl, x_sg, x_sc,
     d_sb, d_sl, d_sg, d_sc,
     f_sb, f_sl, f_sg,
-    b_sb, b_sl, b_sg, b_sn,
-    c_sb, c_sl, c_sg, c_sn,
     dx_sb, dx_sl, dx_sg, dx_sc,
     dz_sb, dz_sl, dz_sg, dz_sc,
-    B, L, visits, height, width, reciprocal, every, N, G,
+    L, visits, height, width, reciprocal, tiles, segments, span, G,
+    B, every,
+    N: tl.constexpr,
+    NB: tl.constexpr,  # states loaded and stored together; divides N
     C: tl.constexpr,
     K: tl.constexpr,  # directions; groups are directions if K > 1
     R: tl.constexpr,
     ORDER: tl.constexpr,
     SOFTPLUS: tl.constexpr,
+    EVEN: tl.constexpr,  # visits are a multiple of 8
     HAS_BIAS: tl.constexpr,
     HAS_SKIP: tl.constexpr,
-    HAS_DLAST: tl.constexpr,
+    ENTERS: tl.constexpr,
     PRECISE: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
-    BLOCKS: tl.constexpr = (C + 31) // 32
     TENSOR_SUMS: tl.constexpr = FAST and not PRECISE
     ROUND: tl.constexpr = TENSOR_SUMS and x_ptr.dtype.element_ty == tl.float16
-    pid = tl.program_id(0)
-    block = pid % BLOCKS
-    g = pid // BLOCKS % G
-    b = (pid // (BLOCKS * G)).to(tl.int64)
-    g64 = g.to(tl.int64)
-
+    b, segment, g, block, d, d_ok = place(tl.program_id(0), segments, G, C)
     step, mirror = direction(g, K, L, width, ORDER)
-    d = block * 32 + tl.arange(0, 32)
-    d_ok = d < C
-    tiles = tl.cdiv(visits, 16)
-    groups = tl.cdiv(tiles, every)
     walk = index_ptr
     if ORDER == TABLE:
-        walk = index_ptr + g64 * visits
-
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + g64 * C + d, mask=d_ok, other=0.0).to(tl.float32) * LOG2E
-    else:
-        bias = tl.zeros([32], tl.float32)
-    if HAS_SKIP:
-        skip = tl.load(skip_ptr + g64 * C + d, mask=d_ok, other=0.0).to(tl.float32)
-    weights = ()
-    if R > 0:
-        weights = load_weights(weight_ptr + g64 * C * R, d, d_ok, R, factors_ptr.dtype.element_ty)
+        walk = index_ptr + g * visits
+    bias = load_channels(bias_ptr, g * C + d, d_ok, HAS_BIAS)
+    skip = load_channels(skip_ptr, g * C + d, d_ok, HAS_SKIP)
+    factors_type: tl.constexpr = factors_ptr.dtype.element_ty if R > 0 else tl.float32
+    weights = load_delta_weights(weight_ptr, g * C * R, d, d_ok, R, factors_type)
     select = row_selectors()
-
     d64 = d[None, :].to(tl.int64)
-    dy_base = dy_ptr + b * dy_sb + g64 * dy_sg + d64 * dy_sc
-    x_base = x_ptr + b * x_sb + g64 * x_sg + d64 * x_sc
-    dx_base = dx_ptr + b * dx_sb + g64 * dx_sg + d64 * dx_sc
-    dz_base = dz_ptr + b * dz_sb + g64 * dz_sg + d64 * dz_sc
-    b_base = b_ptr + b * b_sb + g64 * b_sg
-    c_base = c_ptr + b * c_sb + g64 * c_sg
+    dy_off = b * dy_sb + g * dy_sg + d64 * dy_sc
+    x_off = b * x_sb + g * x_sg + d64 * x_sc
+    dx_off = b * dx_sb + g * dx_sg + d64 * dx_sc
+    dz_off = b * dz_sb + g * dz_sg + d64 * dz_sc
     d_off = tl.zeros([1, 32], tl.int64)
     if R == 0:
-        d_off = b * d_sb + g64 * d_sg + d64 * d_sc
-    f_base = b * f_sb + g64 * f_sg
+        d_off = b * d_sb + g * d_sg + d64 * d_sc
+    f_off = b * f_sb + g * f_sg
     bg = b * G + g
-    a_base = a_ptr + g64 * N * C + d
-    states_base = states_ptr + bg * groups * N * C + d
-    scratch_base = scratch_ptr + bg * every * N * C + d
-    carry_base = carry_ptr + bg * N * C + d
-    da_base = da_ptr + bg * N * C + d
-    dbc_base = dbc_ptr + ((block.to(tl.int64) * B + b) * G + g) * 2 * N * L
-
-    dlast_base = carry_base
-    if HAS_DLAST:
-        dlast_base = dlast_ptr + bg * N * C + d
+    row = bg * segments + segment
+    a_base = a_ptr + g * N * C + d
+    bc_base = bc_ptr + bg * tiles * N * 16
+    dbc_base = dbc_ptr + ((tl.cast(block, tl.int64) * B + b) * G + g) * tiles * N * 16
+    states_base = states_ptr + bg * tl.cdiv(tiles, every) * N * C + d
+    scratch_base = scratch_ptr + row * every * N * C + d
+    carry_base = carry_ptr + row * N * C + d
+    da_base = da_ptr + row * N * C + d
 
     zero = tl.zeros([32], tl.float32)
     sum_bias = zero
     sum_skip = zero
-    tile_t = tl.arange(0, 16)
+    begin = segment * span
+    end = tl.minimum(begin + span, tiles)
+    groups = tl.cdiv(end - begin, every)  # a segment is a whole number of groups, but for the last
     for back in range(0, groups):
-        group = groups - 1 - back
-        first = group * every
-        count = tl.minimum(every, tiles - first)
+        first = begin + (groups - 1 - back) * every
+        count = tl.minimum(every, end - first)
+        saved = states_base + tl.cast(first // every, tl.int64) * N * C
 
         # states before the group's later tiles
+        at, ok_t, x, delta = read_tile(
+            first, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits, step,
+            mirror, L, height, reciprocal, R, ORDER, EVEN,
+        )  # fmt: skip
         for i in range(0, count - 1):
             tile = first + i
-            p, ok_t = tile_positions(tile * 16 + tile_t, walk, visits, step, mirror, L, height, reciprocal, ORDER)
-            at = p.to(tl.int64)
-            ok = ok_t[:, None] & d_ok[None, :]
-            xs = unpack16(tl.load(x_base + at[:, None] * x_sl, mask=ok, other=0.0))
-            f_at = f_base + at * f_sl
-            z2 = scan_delta(
-                delta_ptr, d_off + at[:, None] * d_sl, factors_ptr, f_at, weights, bias, d_ok, ok_t, R, FAST
-            )
-            delta2 = ()
-            v = ()
-            for t in tl.static_range(16):
-                if SOFTPLUS:
-                    dl = softplus2(z2[t], FAST, PRECISE)
-                else:
-                    dl = z2[t]
-                delta2 = delta2 + (dl,)
-                v = v + (dl * xs[t].to(tl.float32) * LN2,)
-            a_n = tl.load(a_base, mask=d_ok, other=0.0)
-            b_n = column16(b_base + at * b_sl, ok_t)
-            h = tile_state(i == 0, states_base + group.to(tl.int64) * N * C, scratch_base + i * N * C, d_ok)
-            for n in range(0, N):
-                more = n + 1 < N
-                a_next = tl.load(a_base + (n + 1) * C, mask=d_ok & more, other=0.0)
-                b_next = column16(b_base + at * b_sl + (n + 1) * b_sn, ok_t & more)
-                h_next = tile_state(
-                    i == 0,
-                    states_base + (group.to(tl.int64) * N + n + 1) * C,
-                    scratch_base + (i * N + n + 1) * C,
-                    d_ok & more,
-                )
-                b_s = spread_column(b_n)
-                for t in tl.static_range(16):
-                    h = ex2(a_n * delta2[t], FAST) * h + b_s[t] * v[t]
-                tl.store(scratch_base + ((i + 1) * N + n) * C, h, mask=d_ok)
-                a_n = a_next
-                b_n = b_next
-                h = h_next
+            bc = bc_base + tl.cast(tile, tl.int64) * N * 16
+            touch(bc + N * 16, N * 16, 32, FAST)  # the next tile's
+            scratch = scratch_base + i * N * C
+            a = load_states(a_base, C, NB, d_ok)
+            h = tile_states(i == 0, saved, scratch, C, NB, d_ok)
+            xs = vectors(x)
+            z2 = scan_delta(delta, weights, bias, R, FAST)
+            at, ok_t, x, delta = read_tile(
+                tile + 1, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits,
+                step, mirror, L, height, reciprocal, R, ORDER, EVEN,
+            )  # fmt: skip
+            delta2 = step_sizes(z2, tile * 8, visits, SOFTPLUS, EVEN, PRECISE, FAST)
+            v = inputs(delta2, xs)
+            for n in range(0, N, NB):
+                if NB < N:
+                    ahead = tl.minimum(n + NB, N - NB) * C
+                    a_next = load_states(a_base + ahead, C, NB, d_ok)
+                    h_next = tile_states(i == 0, saved + ahead, scratch + ahead, C, NB, d_ok)
+                new_h = ()
+                for m in tl.static_range(NB):
+                    b_n = uniform8(bc + (n + m) * 16, FAST)
+                    h_n = h[m]
+                    for t in tl.static_range(8):
+                        h_n = tl.fma(ex2(a[m] * delta2[t], FAST), h_n, b_n[t] * v[t])
+                    new_h = new_h + (h_n,)
+                store_states(scratch + (N + n) * C, C, new_h, d_ok)
+                if NB < N:
+                    a = a_next
+                    h = h_next
 
+        at, ok_t, x, delta = read_tile(
+            first + count - 1, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk,
+            visits, step, mirror, L, height, reciprocal, R, ORDER, EVEN,
+        )  # fmt: skip
+        dy = tl.load(dy_ptr + dy_off + at[:, None] * dy_sl, mask=ok_t[:, None] & d_ok[None, :], other=0.0)
         for j in range(0, count):
             i = count - 1 - j
             tile = first + i
-            p, ok_t = tile_positions(tile * 16 + tile_t, walk, visits, step, mirror, L, height, reciprocal, ORDER)
-            at = p.to(tl.int64)
-            ok = ok_t[:, None] & d_ok[None, :]
-            xs = unpack16(tl.load(x_base + at[:, None] * x_sl, mask=ok, other=0.0))
-            dys = unpack16(tl.load(dy_base + at[:, None] * dy_sl, mask=ok, other=0.0).to(tl.float32))
-            f_at = f_base + at * f_sl
-            z2 = scan_delta(
-                delta_ptr, d_off + at[:, None] * d_sl, factors_ptr, f_at, weights, bias, d_ok, ok_t, R, FAST
-            )
-            delta2 = ()
-            v = ()
+            bc = bc_base + tl.cast(tile, tl.int64) * N * 16
+            dbc = dbc_base + tl.cast(tile, tl.int64) * N * 16
+            scratch = scratch_base + i * N * C
+            touch(bc - N * 16, N * 16, 32, FAST)  # the next tile's
+            touch(scratch - N * C - d % 32, N * C, C, FAST)
+            xs = vectors(x)
+            dys_given = vectors(dy)
+            z2 = scan_delta(delta, weights, bias, R, FAST)
+            at_next, ok_next, x, delta = read_tile(
+                tl.maximum(tile - 1, 0), d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl,
+                walk, visits, step, mirror, L, height, reciprocal, R, ORDER, EVEN,
+            )  # fmt: skip
+            dy = tl.load(dy_ptr + dy_off + at_next[:, None] * dy_sl, mask=ok_next[:, None] & d_ok[None, :], other=0.0)
+            delta2 = step_sizes(z2, tile * 8, visits, SOFTPLUS, EVEN, PRECISE, FAST)
+            v = inputs(delta2, xs)
+            dys = ()
             gb_sum = ()
             ga_sum = ()
-            for t in tl.static_range(16):
-                if SOFTPLUS:
-                    dl = softplus2(z2[t], FAST, PRECISE)
-                else:
-                    dl = z2[t]
-                dl = tl.where(tile * 16 + t < visits, dl, 0.0)  # past the end the state stays what it is
-                delta2 = delta2 + (dl,)
-                v = v + (dl * xs[t].to(tl.float32) * LN2,)
+            for t in tl.static_range(8):
+                dys = dys + (dys_given[t].to(tl.float32),)
                 gb_sum = gb_sum + (zero,)
                 ga_sum = ga_sum + (zero,)
-            a_n = tl.load(a_base, mask=d_ok, other=0.0)
-            b_n = column16(b_base + at * b_sl, ok_t)
-            c_n = column16(c_base + at * c_sl, ok_t)
-            h = tile_state(i == 0, states_base + group.to(tl.int64) * N * C, scratch_base + i * N * C, d_ok)
-            later = tile < tiles - 1
-            d_a = tl.load(da_base, mask=d_ok & later, other=0.0)
-            carry = tl.load(carry_base, mask=d_ok & later, other=0.0)
-            if HAS_DLAST:
-                carry += tl.load(dlast_base, mask=d_ok & (later == 0), other=0.0)
-            for n in range(0, N):
-                # a state's values are loaded one state ahead
-                more = n + 1 < N
-                a_next = tl.load(a_base + (n + 1) * C, mask=d_ok & more, other=0.0)
-                b_next = column16(b_base + at * b_sl + (n + 1) * b_sn, ok_t & more)
-                c_next = column16(c_base + at * c_sl + (n + 1) * c_sn, ok_t & more)
-                h_next = tile_state(
-                    i == 0,
-                    states_base + (group.to(tl.int64) * N + n + 1) * C,
-                    scratch_base + (i * N + n + 1) * C,
-                    d_ok & more,
-                )
-                d_a_next = tl.load(da_base + (n + 1) * C, mask=d_ok & later & more, other=0.0)
-                carry_next = tl.load(carry_base + (n + 1) * C, mask=d_ok & later & more, other=0.0)
-                if HAS_DLAST:
-                    carry_next += tl.load(dlast_base + (n + 1) * C, mask=d_ok & (later == 0) & more, other=0.0)
-                b_s = spread_column(b_n)
-                c_s = spread_column(c_n)
-                decay = ()
-                states = (h,)
-                for t in tl.static_range(16):
-                    a = ex2(a_n * delta2[t], FAST)
-                    h = a * h + b_s[t] * v[t]
-                    decay = decay + (a,)
-                    states = states + (h,)
-                new_gb = ()
-                new_ga = ()
-                gv_r = ()
-                dyh_r = ()
-                sum_gv = (zero, zero, zero, zero)
-                sum_dyh = (zero, zero, zero, zero)
-                for t in tl.static_range(15, -1, -1):
-                    g_h = c_s[t] * dys[t] + carry
-                    carry = decay[t] * g_h
-                    g_kept = carry * states[t]
-                    d_a += g_kept * delta2[t]
-                    new_gb = new_gb + (gb_sum[t] + g_h * b_s[t],)
-                    new_ga = new_ga + (ga_sum[t] + a_n * g_kept,)
-                    gv_r = gv_r + (tf32(g_h * v[t], ROUND),)
-                    dyh_r = dyh_r + (tf32(dys[t] * states[t + 1], ROUND),)
-                    if TENSOR_SUMS and t % 2 == 0:
-                        sum_gv = lane_sums_step(sum_gv, select, gv_r[15 - t], gv_r[14 - t], t // 2)
-                        sum_dyh = lane_sums_step(sum_dyh, select, dyh_r[15 - t], dyh_r[14 - t], t // 2)
-                gb_sum = reverse(new_gb)
-                ga_sum = reverse(new_ga)
-                if TENSOR_SUMS:
-                    db = lane_sums(sum_gv)
-                    dc = lane_sums(sum_dyh)
-                else:
-                    db = tl.sum(pack16(reverse(gv_r)), 0)
-                    dc = tl.sum(pack16(reverse(dyh_r)), 0)
-                tl.store(dbc_base + n * L + at, db, mask=ok_t)
-                tl.store(dbc_base + (N + n) * L + at, dc, mask=ok_t)
-                tl.store(carry_base + n * C, carry, mask=d_ok)
-                tl.store(da_base + n * C, d_a, mask=d_ok)
-                a_n = a_next
-                b_n = b_next
-                c_n = c_next
-                h = h_next
-                d_a = d_a_next
-                carry = carry_next
+            later = d_ok & (tile < end - 1)
+            stays = later
+            if ENTERS:
+                stays = d_ok
+            for n in range(0, N, NB):
+                a = load_states(a_base + n * C, C, NB, d_ok)
+                h = tile_states(i == 0, saved + n * C, scratch + n * C, C, NB, d_ok)
+                carries = load_states(carry_base + n * C, C, NB, stays)
+                d_as = load_states(da_base + n * C, C, NB, later)
+                new_carries = ()
+                new_d_as = ()
+                for m in tl.static_range(NB):
+                    b_n = uniform8(bc + (n + m) * 16, FAST)
+                    c_n = uniform8(bc + (n + m) * 16 + 8, FAST)
+                    decay, states = recompute(h[m], a[m], b_n, delta2, v, FAST)
+                    carry = carries[m]
+                    d_a = d_as[m]
+                    new_gb = ()
+                    new_ga = ()
+                    gv_r = ()
+                    dyh_r = ()
+                    for t in tl.static_range(7, -1, -1):
+                        g_h = c_n[t] * dys[t] + carry
+                        carry = decay[t] * g_h
+                        g_kept = carry * states[t]
+                        d_a += g_kept * delta2[t]
+                        new_gb = new_gb + (gb_sum[t] + g_h * b_n[t],)
+                        new_ga = new_ga + (ga_sum[t] + a[m] * g_kept,)
+                        gv_r = gv_r + (tf32(g_h * v[t], ROUND),)
+                        dyh_r = dyh_r + (tf32(dys[t] * states[t + 1], ROUND),)
+                    gb_sum = reverse(new_gb)
+                    ga_sum = reverse(new_ga)
+                    store_sums(dbc + (n + m) * 16, gv_r, dyh_r, select, TENSOR_SUMS)
+                    new_carries = new_carries + (carry,)
+                    new_d_as = new_d_as + (d_a,)
+                store_states(carry_base + n * C, C, new_carries, d_ok)
+                store_states(da_base + n * C, C, new_d_as, d_ok)
 
             dxs = ()
             dzs = ()
-            for t in tl.static_range(16):
-                x = xs[t].to(tl.float32)
-                dx = LN2 * gb_sum[t] * delta2[t]
-                if HAS_SKIP:
-                    dx += skip * dys[t]
-                    sum_skip += dys[t] * x
-                dz = gb_sum[t] * x + ga_sum[t]
+            for t in tl.static_range(8):
+                x_t = xs[t].to(tl.float32)
+                dxs = dxs + (gb_sum[t] * delta2[t] * LN2 + skip * dys[t],)
+                sum_skip += dys[t] * x_t
+                dz = gb_sum[t] * x_t + ga_sum[t]
                 if SOFTPLUS:
                     dz = dz * ex2(z2[t] - delta2[t], FAST)
-                dz = tl.where(tile * 16 + t < visits, dz, 0.0)
+                if not EVEN:
+                    dz = tl.where(tile * 8 + t < visits, dz, 0.0)
                 sum_bias += dz
-                dxs = dxs + (dx,)
                 dzs = dzs + (dz,)
-            tl.store(dx_base + at[:, None] * dx_sl, tl.trans(pack16(dxs)).to(dx_ptr.dtype.element_ty), mask=ok)
-            tl.store(dz_base + at[:, None] * dz_sl, tl.trans(pack16(dzs)).to(dz_ptr.dtype.element_ty), mask=ok)
+            ok = ok_t[:, None] & d_ok[None, :]
+            store_tile(dx_ptr, dx_off + at[:, None] * dx_sl, dxs, ok)
+            store_tile(dz_ptr, dz_off + at[:, None] * dz_sl, dzs, ok)
+            at = at_next
+            ok_t = ok_next
 
-    # d_a holds the gradient to A over ln 2
-    for n in range(0, N):
-        tl.store(da_base + n * C, tl.load(da_base + n * C, mask=d_ok, other=0.0) * LN2, mask=d_ok)
-    out = dvec_ptr + (b * 2 * G + g) * C + d
+    out = dvec_ptr + ((b * segments + segment) * 2 * G + g) * C + d
     tl.store(out, sum_bias, mask=d_ok)
     tl.store(out + G * C, sum_skip, mask=d_ok)

@@ -2,196 +2,269 @@
 
 Serves ``selective_scan`` (delta given, G channel groups, one direction) and ``ss2d`` with N > 1 (delta from factors,
 K directions): both are B x G scans of C channels, where a group owns parameters, B and C. The states of a channel are
-walked one after the other within a tile of 16 visits, so that N costs no registers; between tiles they rest in
-``last_ptr``.
+walked one after the other within a tile of 8 visits, so that N costs no registers; between tiles they rest in
+``running_ptr``. A long sequence is cut into segments, see ``_segments``.
 """
 
 import triton
 import triton.language as tl
 
-from ._delta import load_weights, project
-from ._primitives import LN2, LOG2E, TABLE, ex2, pack16, softplus2, spread16, unpack16
+from ._delta import load_weight, product
+from ._primitives import LN2, LOG2E, TABLE, ex2, pack8, softplus2, touch, uniform8, unpack8
 from ._walk import direction, tile_positions
 
-
-@triton.jit
-def column16(ptr, ok):
-    """Load a vector [16] as two equal fp32 columns [16, 2]: a lone vector would be loaded again for every use."""
-    two = tl.arange(0, 2) * 0
-    return tl.load(ptr[:, None] + two[None, :], mask=ok[:, None], other=0.0).to(tl.float32)
+SEQUENCE = ["L", "visits", "height", "width", "reciprocal", "tiles", "segments", "span", "G"]
 
 
 @triton.jit
-def spread_column(columns):
-    """What ``column16`` loaded, spread over the lanes: 16 vectors [32]."""
-    first, _ = tl.split(columns)
-    return spread16(first, 32)
+def place(pid, segments, G, C: tl.constexpr):
+    """Of program pid: image, segment, group, block of channels, the channels [32], and which of them exist."""
+    BLOCKS: tl.constexpr = (C + 31) // 32
+    block = pid % BLOCKS
+    g = pid // BLOCKS % G
+    segment = pid // (BLOCKS * G) % segments
+    b = (pid // (BLOCKS * G * segments)).to(tl.int64)
+    d = block * 32 + tl.arange(0, 32)
+    d_ok = d < C
+    if C % 32 == 0:  # known to the compiler, which then drops every mask made of it
+        d_ok = tl.full([32], 1, tl.int1)
+    return b, segment, g.to(tl.int64), block, d, d_ok
 
 
 @triton.jit
-def scan_delta(
-    delta_ptr, delta_at, factors_ptr, factors_at, weights, bias, d_ok, ok_t, R: tl.constexpr, FAST: tl.constexpr
-):
-    """Pre-activations of delta in units of log 2: 16 vectors [32]. Given (R = 0), or from R factors."""
-    if R == 0:
-        z = tl.load(delta_ptr + delta_at, mask=ok_t[:, None] & d_ok[None, :], other=0.0).to(tl.float32) * LOG2E
-        z = z + bias[None, :]
+def load_channels(ptr, at, ok, GIVEN: tl.constexpr):
+    """Values as fp32 [32]; zeros where not given."""
+    if GIVEN:
+        return tl.load(ptr + at, mask=ok, other=0.0).to(tl.float32)
     else:
-        z = tl.zeros([16, 32], tl.float32) + bias[None, :]
-        for chunk in tl.static_range((R + 15) // 16):
-            r = tl.arange(0, 16) + 16 * chunk
-            tile = tl.load(
-                factors_ptr + factors_at[:, None] + r[None, :], mask=ok_t[:, None] & (r < R)[None, :], other=0.0
-            )
-            z = project(tile, weights[chunk][0], weights[chunk][1], z, FAST)
-    return unpack16(z)
+        return tl.zeros([32], tl.float32)
 
 
 @triton.jit
-def state_before(first, initial_at, last_at, ok, HAS_INITIAL: tl.constexpr):
-    """State before a tile: where the previous tile left it, or the initial one or zero before the first."""
-    h = tl.load(last_at, mask=ok & (first == 0), other=0.0)
-    if HAS_INITIAL:
-        h += tl.load(initial_at, mask=ok & first, other=0.0).to(tl.float32)
-    return h
+def load_delta_weights(weight_ptr, offset, d, d_ok, R: tl.constexpr, dtype: tl.constexpr):
+    """Weights of delta [32, 16] in two parts, in chunks of 16 factors."""
+    out = ()
+    for chunk in tl.static_range((R + 15) // 16):
+        r = tl.arange(0, 16) + 16 * chunk
+        out = out + (load_weight(weight_ptr + offset, d[:, None], r[None, :], d_ok[:, None], R, dtype),)
+    return out
 
 
-@triton.jit(do_not_specialize=["L", "visits", "height", "width", "reciprocal", "every", "N", "G"])
+@triton.jit
+def read_tile(
+    tile, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits, step, mirror, L,
+    height, reciprocal, R: tl.constexpr, ORDER: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Positions [8] of a tile's visits, which are tokens, and x and delta (or its factors) there, as they come.
+
+    The kernels read one tile ahead: what comes from memory is used a tile later.
+    """
+    visit = tile * 8 + tl.arange(0, 8)
+    p, ok_t = tile_positions(visit, walk, visits, step, mirror, L, height, reciprocal, ORDER)
+    if EVEN and ORDER != TABLE:
+        ok_t = tl.full([8], 1, tl.int1)
+    at = p.to(tl.int64)
+    ok = ok_t[:, None] & d_ok[None, :]
+    x = tl.load(x_ptr + x_off + at[:, None] * x_sl, mask=ok, other=0.0)
+    delta = ()
+    if R == 0:
+        delta = (tl.load(delta_ptr + d_off + at[:, None] * d_sl, mask=ok, other=0.0),)
+    for chunk in tl.static_range((R + 15) // 16):
+        r = tl.arange(0, 16) + 16 * chunk
+        f_at = factors_ptr + f_off + (at * f_sl)[:, None] + r[None, :]
+        delta = delta + (tl.load(f_at, mask=ok_t[:, None] & (r < R)[None, :], other=0.0),)
+    return at, ok_t, x, delta
+
+
+@triton.jit
+def vectors(tile):
+    """Eight tokens of 32 channels, [8, 32]: 8 vectors [32]."""
+    return unpack8(tl.trans(tile))
+
+
+@triton.jit
+def store_tile(ptr, at, columns, ok):
+    """Write eight tokens of 32 channels, given as 8 vectors, at offsets [8, 32]."""
+    tl.store(ptr + at, tl.trans(pack8(columns)).to(ptr.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def load_states(ptr, C: tl.constexpr, NB: tl.constexpr, ok):
+    """NB rows of states, C apart: NB vectors [32], zeros where not ok. All are on their way before one is needed."""
+    out = ()
+    for i in tl.static_range(NB):
+        out = out + (tl.load(ptr + i * C, mask=ok, other=0.0),)
+    return out
+
+
+@triton.jit
+def store_states(ptr, C: tl.constexpr, rows, ok):
+    """The opposite of ``load_states``."""
+    for i in tl.static_range(len(rows)):
+        tl.store(ptr + i * C, rows[i], mask=ok)
+
+
+@triton.jit
+def scan_delta(delta, weights, bias, R: tl.constexpr, FAST: tl.constexpr):
+    """Pre-activations of delta in units of log 2: 8 vectors [32]. From what ``read_tile`` gave."""
+    if R == 0:
+        z = (tl.trans(delta[0]).to(tl.float32) + bias[:, None]) * LOG2E
+    else:
+        z = tl.zeros([32, 8], tl.float32) + bias[:, None] * LOG2E
+        for chunk in tl.static_range(len(delta)):
+            factors = tl.trans(delta[chunk])
+            z = product(weights[chunk][0], factors, z, FAST)
+            if factors.dtype != tl.float32:
+                z = product(weights[chunk][1], factors, z, FAST)
+    return unpack8(z)
+
+
+@triton.jit
+def step_sizes(
+    z2, visit, visits, SOFTPLUS: tl.constexpr, EVEN: tl.constexpr, PRECISE: tl.constexpr, FAST: tl.constexpr
+):
+    """Delta in units of log 2 from its pre-activations; 0 past the end, where the state stays what it is."""
+    delta2 = ()
+    for t in tl.static_range(8):
+        if SOFTPLUS:
+            dl = softplus2(z2[t], FAST, PRECISE)
+        else:
+            dl = z2[t]
+        if not EVEN:
+            dl = tl.where(visit + t < visits, dl, 0.0)
+        delta2 = delta2 + (dl,)
+    return delta2
+
+
+@triton.jit
+def inputs(delta2, xs):
+    """What multiplies B: delta times x."""
+    v = ()
+    for t in tl.static_range(8):
+        v = v + (delta2[t] * xs[t].to(tl.float32) * LN2,)
+    return v
+
+
+@triton.jit(do_not_specialize=[*SEQUENCE, "every"])
 def scan_fwd_kernel(
     x_ptr,  # [B, L, G, C] by strides
     delta_ptr,  # [B, L, G, C] by strides, only for R == 0
     factors_ptr,  # [B, L, G, R] by strides f_sb, f_sl, f_sg, 1; only for R > 0
     weight_ptr,  # [G, C, R]
     bias_ptr,  # [G, C]
-    a_ptr,  # [G, N, C]: A, not its logarithm
-    b_ptr,  # [B, G, N, L] by strides bc_*
-    c_ptr,  # likewise
+    a_ptr,  # [G, N, C]
+    bc_ptr,  # [B, G, tiles, N, 2, 8], see _scan_arrange
     skip_ptr,  # [G, C]
     gate_ptr,  # [B, L, G, C] by strides
     y_ptr,  # [B, L, G, C] by strides
     out_ptr,  # gated y, strides of y
-    initial_ptr,  # [B, G, C, N]
-    last_ptr,  # [B, G, N, C] fp32: running state, at the end the last one
+    running_ptr,  # [B, G, segments, N, C] fp32: running state; with ENTERS it holds the state before each segment
     states_ptr,  # [B, G, groups of tiles, N, C] fp32: state before each group
     index_ptr,
     x_sb, x_sl, x_sg, x_sc,
     d_sb, d_sl, d_sg, d_sc,
     f_sb, f_sl, f_sg,
-    b_sb, b_sl, b_sg, b_sn,
-    c_sb, c_sl, c_sg, c_sn,
     z_sb, z_sl, z_sg, z_sc,
     y_sb, y_sl, y_sg, y_sc,
-    L, visits, height, width, reciprocal, every, N, G,
+    L, visits, height, width, reciprocal, tiles, segments, span, G,
+    every,
+    N: tl.constexpr,
+    NB: tl.constexpr,  # states loaded and stored together; divides N
     C: tl.constexpr,
     K: tl.constexpr,  # directions; groups are directions if K > 1
     R: tl.constexpr,
     ORDER: tl.constexpr,
     SOFTPLUS: tl.constexpr,
+    EVEN: tl.constexpr,  # visits are a multiple of 8
     HAS_BIAS: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     HAS_GATE: tl.constexpr,
-    HAS_INITIAL: tl.constexpr,
+    ENTERS: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISE: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
-    BLOCKS: tl.constexpr = (C + 31) // 32
-    pid = tl.program_id(0)
-    block = pid % BLOCKS
-    g = pid // BLOCKS % G
-    b = (pid // (BLOCKS * G)).to(tl.int64)
-    g64 = g.to(tl.int64)
-
+    b, segment, g, _, d, d_ok = place(tl.program_id(0), segments, G, C)
     step, mirror = direction(g, K, L, width, ORDER)
-    d = block * 32 + tl.arange(0, 32)
-    d_ok = d < C
-    tiles = tl.cdiv(visits, 16)
     walk = index_ptr
     if ORDER == TABLE:
-        walk = index_ptr + g64 * visits
-
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + g64 * C + d, mask=d_ok, other=0.0).to(tl.float32) * LOG2E
-    else:
-        bias = tl.zeros([32], tl.float32)
-    if HAS_SKIP:
-        skip = tl.load(skip_ptr + g64 * C + d, mask=d_ok, other=0.0).to(tl.float32)
-    weights = ()
-    if R > 0:
-        weights = load_weights(weight_ptr + g64 * C * R, d, d_ok, R, factors_ptr.dtype.element_ty)
-
-    x_base = x_ptr + b * x_sb + g64 * x_sg + d[None, :].to(tl.int64) * x_sc
-    y_off = b * y_sb + g64 * y_sg + d[None, :].to(tl.int64) * y_sc
-    b_base = b_ptr + b * b_sb + g64 * b_sg
-    c_base = c_ptr + b * c_sb + g64 * c_sg
+        walk = index_ptr + g * visits
+    bias = load_channels(bias_ptr, g * C + d, d_ok, HAS_BIAS)
+    skip = load_channels(skip_ptr, g * C + d, d_ok, HAS_SKIP)
+    factors_type: tl.constexpr = factors_ptr.dtype.element_ty if R > 0 else tl.float32
+    weights = load_delta_weights(weight_ptr, g * C * R, d, d_ok, R, factors_type)
+    d64 = d[None, :].to(tl.int64)
+    x_off = b * x_sb + g * x_sg + d64 * x_sc
+    y_off = b * y_sb + g * y_sg + d64 * y_sc
     d_off = tl.zeros([1, 32], tl.int64)
     if R == 0:
-        d_off = b * d_sb + g64 * d_sg + d[None, :].to(tl.int64) * d_sc
-    last_base = last_ptr + (b * G + g) * N * C + d
-    initial_base = last_base
-    if HAS_INITIAL:
-        initial_base = initial_ptr + ((b * G + g) * C + d) * N
-    a_base = a_ptr + g64 * N * C + d
+        d_off = b * d_sb + g * d_sg + d64 * d_sc
+    running_base = running_ptr + ((b * G + g) * segments + segment) * N * C + d
+    a_base = a_ptr + g * N * C + d
+    bc_base = bc_ptr + (b * G + g) * tiles * N * 16
     groups = tl.cdiv(tiles, every)
 
-    tile_t = tl.arange(0, 16)
-    for tile in range(0, tiles):
-        p, ok_t = tile_positions(tile * 16 + tile_t, walk, visits, step, mirror, L, height, reciprocal, ORDER)
-        at = p.to(tl.int64)
-        ok = ok_t[:, None] & d_ok[None, :]
-        xs = unpack16(tl.load(x_base + at[:, None] * x_sl, mask=ok, other=0.0))
-        z2 = scan_delta(
-            delta_ptr, d_off + at[:, None] * d_sl, factors_ptr, b * f_sb + g64 * f_sg + at * f_sl, weights, bias, d_ok,
-            ok_t, R, FAST,
-        )  # fmt: skip
-        delta2 = ()
-        v = ()
-        ys = ()
-        for t in tl.static_range(16):
-            if SOFTPLUS:
-                dl = softplus2(z2[t], FAST, PRECISE)
-            else:
-                dl = z2[t]
-            dl = tl.where(tile * 16 + t < visits, dl, 0.0)  # past the end the state stays what it is
-            x = xs[t].to(tl.float32)
-            delta2 = delta2 + (dl,)
-            v = v + (dl * x * LN2,)
-            if HAS_SKIP:
-                ys = ys + (skip * x,)
-            else:
-                ys = ys + (tl.zeros([32], tl.float32),)
+    f_off = b * f_sb + g * f_sg
+    begin = segment * span
+    end = tl.minimum(begin + span, tiles)
+    at, ok_t, x, delta = read_tile(
+        begin, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits, step, mirror,
+        L, height, reciprocal, R, ORDER, EVEN,
+    )  # fmt: skip
+    for tile in range(begin, end):
+        bc = bc_base + tl.cast(tile, tl.int64) * N * 16
+        touch(bc + N * 16, N * 16, 32, FAST)  # the next tile's
+        stays = d_ok
+        if not ENTERS:
+            stays = d_ok & (tile > begin)
         if SAVE:
-            save_now = tile % every == 0
+            save = d_ok & (tile % every == 0)
             state_at = states_ptr + ((b * G + g) * groups + tile // every) * N * C + d
-        # a state's values are loaded one state ahead
-        a_n = tl.load(a_base, mask=d_ok, other=0.0)
-        b_n = column16(b_base + at * b_sl, ok_t)
-        c_n = column16(c_base + at * c_sl, ok_t)
-        h = state_before(tile == 0, initial_base, last_base, d_ok, HAS_INITIAL)
-        for n in range(0, N):
-            more = n + 1 < N
-            a_next = tl.load(a_base + (n + 1) * C, mask=d_ok & more, other=0.0)
-            b_next = column16(b_base + at * b_sl + (n + 1) * b_sn, ok_t & more)
-            c_next = column16(c_base + at * c_sl + (n + 1) * c_sn, ok_t & more)
-            h_next = state_before(tile == 0, initial_base + n + 1, last_base + (n + 1) * C, d_ok & more, HAS_INITIAL)
-            b_s = spread_column(b_n)
-            c_s = spread_column(c_n)
+        a = load_states(a_base, C, NB, d_ok)
+        h = load_states(running_base, C, NB, stays)
+        xs = vectors(x)
+        z2 = scan_delta(delta, weights, bias, R, FAST)
+        at_next, ok_next, x, delta = read_tile(
+            tile + 1, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits, step,
+            mirror, L, height, reciprocal, R, ORDER, EVEN,
+        )  # fmt: skip
+        delta2 = step_sizes(z2, tile * 8, visits, SOFTPLUS, EVEN, PRECISE, FAST)
+        v = inputs(delta2, xs)
+        ys = ()
+        for t in tl.static_range(8):
+            ys = ys + (xs[t].to(tl.float32) * skip,)
+        for n in range(0, N, NB):
+            if NB < N:
+                ahead = tl.minimum(n + NB, N - NB)
+                a_next = load_states(a_base + ahead * C, C, NB, d_ok)
+                h_next = load_states(running_base + ahead * C, C, NB, stays)
             if SAVE:
-                tl.store(state_at + n * C, h, mask=d_ok & save_now)
-            new_y = ()
-            for t in tl.static_range(16):
-                h = ex2(a_n * delta2[t], FAST) * h + b_s[t] * v[t]
-                new_y = new_y + (ys[t] + c_s[t] * h,)
-            ys = new_y
-            tl.store(last_base + n * C, h, mask=d_ok)
-            a_n = a_next
-            b_n = b_next
-            c_n = c_next
-            h = h_next
-        y_tile = tl.trans(pack16(ys))
+                store_states(state_at + n * C, C, h, save)
+            new_h = ()
+            for i in tl.static_range(NB):
+                b_n = uniform8(bc + (n + i) * 16, FAST)
+                c_n = uniform8(bc + (n + i) * 16 + 8, FAST)
+                h_n = h[i]
+                new_y = ()
+                for t in tl.static_range(8):
+                    h_n = tl.fma(ex2(a[i] * delta2[t], FAST), h_n, b_n[t] * v[t])
+                    new_y = new_y + (ys[t] + c_n[t] * h_n,)
+                ys = new_y
+                new_h = new_h + (h_n,)
+            store_states(running_base + n * C, C, new_h, d_ok)
+            if NB < N:
+                a = a_next
+                h = h_next
+        ok = ok_t[:, None] & d_ok[None, :]
         y_at = y_off + at[:, None] * y_sl
-        tl.store(y_ptr + y_at, y_tile.to(y_ptr.dtype.element_ty), mask=ok)
+        store_tile(y_ptr, y_at, ys, ok)
         if HAS_GATE:
-            z_at = b * z_sb + g64 * z_sg + d[None, :].to(tl.int64) * z_sc + at[:, None] * z_sl
-            gate = tl.load(gate_ptr + z_at, mask=ok, other=0.0).to(tl.float32)
-            tl.store(out_ptr + y_at, (y_tile * (gate * tl.sigmoid(gate))).to(out_ptr.dtype.element_ty), mask=ok)
+            z_at = b * z_sb + g * z_sg + d64 * z_sc + at[:, None] * z_sl
+            gates = vectors(tl.load(gate_ptr + z_at, mask=ok, other=0.0))
+            gated = ()
+            for t in tl.static_range(8):
+                gate = gates[t].to(tl.float32)
+                gated = gated + (ys[t] * gate * tl.sigmoid(gate),)
+            store_tile(out_ptr, y_at, gated, ok)
+        at = at_next
+        ok_t = ok_next

@@ -19,7 +19,9 @@ _TABLE: dict[tuple[str, int], Config] = {
     ("ss2d_fwd", 384): Config(2, 3),
     ("ss2d_bwd", 768): Config(1, 2),
 }
-_LEAST_TILES = 8  # tiles in a segment, at least
+SCAN_REGISTERS = 168  # cap per thread of the general kernels: three warps per scheduler
+STATES = {"forward": 4, "backward": 2}  # states per step of the general kernels, at most
+_LEAST_VISITS = 128  # in a segment, at least
 _PROGRAMS = 132 * 24  # enough one-warp programs to fill a large GPU; with more, a program takes several images
 
 
@@ -40,13 +42,21 @@ def images_per_program(batch: int, programs_per_image: int) -> int:
     return max(n for n in range(1, most + 1) if batch % n == 0)
 
 
-def segments(programs: int, tiles: int) -> tuple[int, int]:
-    """Into how many segments to cut the sequences of so many programs, and how many tiles a segment has.
+def segment_length(programs: int, tiles: int, multiple: int, tile: int) -> int:
+    """How many tiles a segment has when the sequences of so many programs are cut to fill the device.
 
     Cutting costs a second pass over the input, so it is done only where most of the device would be idle.
+
+    Args:
+        programs: without cutting.
+        tiles: length of a sequence in tiles.
+        multiple: segments are multiples of so many tiles.
+        tile: visits per tile.
+
+    Returns:
+        The length of a segment; ``tiles`` or more where nothing is to be cut.
     """
-    count = min(_PROGRAMS // 2 // max(1, programs), tiles // _LEAST_TILES)
+    count = min(_PROGRAMS // 2 // max(1, programs), tiles * tile // _LEAST_VISITS)
     if count < 4:
-        return 1, tiles
-    span = (tiles + count - 1) // count
-    return (tiles + span - 1) // span, span
+        return tiles
+    return -(-tiles // (count * multiple)) * multiple

@@ -36,51 +36,60 @@ class SelectiveScanGradients(NamedTuple):
     initial_state: torch.Tensor | None
 
 
-def _tokens_first(t: torch.Tensor, G: int, channels_last: bool) -> torch.Tensor:
-    """[B, D, L] or [B, L, D] as a [B, L, G, D / G] view."""
-    t = t if channels_last else t.transpose(1, 2)
-    return t.unflatten(2, (G, -1))
+def _tokens_first(t: torch.Tensor, G: int) -> torch.Tensor:
+    """[B, D, L] as a [B, L, G, D / G] view."""
+    return t.transpose(1, 2).unflatten(2, (G, -1))
 
 
-def _states_first(t: torch.Tensor, channels_last: bool) -> torch.Tensor:
-    """[B, G, N, L] or [B, L, G, N] as a [B, G, N, L] view."""
-    return t.permute(0, 2, 3, 1) if channels_last else t
-
-
-def _scan(u, delta, A, B, C, D, delta_bias, delta_softplus, channels_last) -> Scan:
-    B, C = _states_first(B, channels_last), _states_first(C, channels_last)
+def _scan(u, delta, A, B, C, D, delta_bias, delta_softplus) -> Scan:
     G, N = B.shape[1:3]
-    x = _tokens_first(u, G, channels_last)
-    A = A.float().view(G, -1, N).transpose(1, 2).contiguous()
-    bias = delta_bias.float().contiguous() if delta_bias is not None else None
-    skip = D.float().contiguous() if D is not None else None
-    delta = _tokens_first(delta, G, channels_last)
-    return Scan(x, delta, None, None, bias, A, B, C, skip, delta_softplus, visits=x.shape[1], width=x.shape[1])
+    L = u.shape[2]
+    return Scan(
+        x=_tokens_first(u, G),
+        delta=_tokens_first(delta, G),
+        factors=None,
+        weight=None,
+        bias=delta_bias.float().contiguous() if delta_bias is not None else None,
+        A=A.float().contiguous().view(G, -1, N),
+        log=False,
+        B=B,
+        C=C,
+        skip=D.float().contiguous() if D is not None else None,
+        softplus=delta_softplus,
+        order=0,
+        index=None,
+        visits=L,
+        height=1,
+        width=L,
+    )
 
 
-def _check(u, delta, A, B, C, D, z, delta_bias, initial_state, channels_last) -> None:
+def _like(t: torch.Tensor) -> torch.Tensor:
+    """Uninitialised output: channels-last where ``t`` is, else contiguous."""
+    if t.mT.is_contiguous() and not t.is_contiguous():
+        return _launch.empty(t.mT.shape, dtype=t.dtype, device=t.device).mT
+    return _launch.empty(t.shape, dtype=t.dtype, device=t.device)
+
+
+def _check(u, delta, A, B, C, D, z, delta_bias, initial_state) -> None:
     check_device(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state)
     if u.dim() != 3 or B.dim() != 4 or A.dim() != 2:
         raise ValueError(f"u, A, B have {u.dim()}, {A.dim()}, {B.dim()} axes, expected 3, 2, 4")
     for name, t in (("u", u), ("delta", delta), ("B", B), ("C", C), ("z", z)):
         if t is not None and t.dtype not in (torch.float16, torch.bfloat16, torch.float32):
             raise ValueError(f"{name} has dtype {t.dtype}, expected float16, bfloat16 or float32")
-    if channels_last:
-        batch, L, dim = u.shape
-        G, N = B.shape[2:]
-        shape, names, bc, bc_names = (batch, L, dim), "(B, L, D)", (batch, L, G, N), "(B, L, G, N)"
-    else:
-        batch, dim, L = u.shape
-        G, N = B.shape[1:3]
-        shape, names, bc, bc_names = (batch, dim, L), "(B, D, L)", (batch, G, N, L), "(B, G, N, L)"
-    check_shape("delta", delta, shape, names)
-    check_shape("B", B, bc, bc_names)
-    check_shape("C", C, bc, bc_names)
+    batch, dim, L = u.shape
+    G, N = B.shape[1:3]
+    if not u.numel():
+        raise ValueError(f"u is empty: {tuple(u.shape)}")
+    check_shape("delta", delta, (batch, dim, L), "(B, D, L)")
+    check_shape("B", B, (batch, G, N, L), "(B, G, N, L)")
+    check_shape("C", C, (batch, G, N, L), "(B, G, N, L)")
     check_shape("A", A, (dim, N), "(D, N)")
     if dim % G:
         raise ValueError(f"u has D = {dim} channels, not a multiple of the G = {G} groups of B")
     if z is not None:
-        check_shape("z", z, shape, names)
+        check_shape("z", z, (batch, dim, L), "(B, D, L)")
     for name, t in (("D", D), ("delta_bias", delta_bias)):
         if t is not None:
             check_shape(name, t, (dim,), "(D,)")
@@ -100,13 +109,13 @@ def selective_scan_forward(
     delta_softplus: bool = False,
     initial_state: torch.Tensor | None = None,
     *,
-    channels_last: bool = False,
     save: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, SelectiveScanSaved | None]:
     """Run the scan.
 
     Args:
-        u: [B, D, L] float16, bfloat16 or float32, any strides.
+        u: [B, D, L] float16, bfloat16 or float32, any strides. Fastest channels-last, as a transposed [B, L, D];
+            the output has the same layout then.
         delta: [B, D, L], likewise.
         A: [D, N] real.
         B: [B, G, N, L]; D is a multiple of G.
@@ -116,7 +125,6 @@ def selective_scan_forward(
         delta_bias: [D], or None.
         delta_softplus: apply softplus to delta + delta_bias.
         initial_state: [B, D, N], or None for zeros.
-        channels_last: u, delta, z and the output are [B, L, D], B and C [B, L, G, N].
         save: also return what ``selective_scan_backward`` needs.
 
     Returns:
@@ -125,25 +133,31 @@ def selective_scan_forward(
     Raises:
         ValueError: on a wrong shape, dtype or device.
     """
-    _check(u, delta, A, B, C, D, z, delta_bias, initial_state, channels_last)
-    s = _scan(u, delta, A, B, C, D, delta_bias, delta_softplus, channels_last)
-    batch, L, G, per_group = s.x.shape
-    N = s.A.shape[1]
-    y = _launch.empty(u.shape, dtype=u.dtype, device=u.device)
-    out = _launch.empty(u.shape, dtype=u.dtype, device=u.device) if z is not None else None
-    if L == 0 or u.numel() == 0:
-        raise ValueError(f"u is empty: {tuple(u.shape)}")
+    _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    s = _scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    G = B.shape[1]
+    y = _like(u)
+    out = _like(u) if z is not None else None
     last, states = scan_forward(
         s,
-        _tokens_first(y, G, channels_last),
-        gate=_tokens_first(z, G, channels_last) if z is not None else None,
-        out=_tokens_first(out, G, channels_last) if out is not None else None,
-        initial=initial_state.contiguous() if initial_state is not None else None,
+        _tokens_first(y, G),
+        gate=_tokens_first(z, G) if z is not None else None,
+        out=_tokens_first(out, G) if out is not None else None,
+        initial=_states_in(initial_state, G),
         save=save,
     )
-    last = last.transpose(2, 3).reshape(batch, G * per_group, N)
     saved = SelectiveScanSaved(y if z is not None else None, states) if states is not None else None
-    return (y if out is None else out), last, saved
+    return (y if out is None else out), _states_out(last), saved
+
+
+def _states_in(state: torch.Tensor | None, G: int) -> torch.Tensor | None:
+    """[B, D, N] as a [B, G, N, D / G] view."""
+    return state.unflatten(1, (G, -1)).transpose(2, 3) if state is not None else None
+
+
+def _states_out(states: torch.Tensor) -> torch.Tensor:
+    """[B, G, N, D / G] as [B, D, N]."""
+    return states.transpose(2, 3).flatten(1, 2)
 
 
 def selective_scan_backward(
@@ -161,7 +175,6 @@ def selective_scan_backward(
     saved: SelectiveScanSaved,
     *,
     dlast_state: torch.Tensor | None = None,
-    channels_last: bool = False,
 ) -> SelectiveScanGradients:
     """Gradients of ``selective_scan_forward``; deterministic.
 
@@ -179,46 +192,41 @@ def selective_scan_backward(
         initial_state: as above.
         saved: what the forward returned third.
         dlast_state: [B, D, N] gradient to the last state, or None.
-        channels_last: as above.
 
     Returns:
-        Gradients in the shapes and dtypes of the inputs.
+        Gradients in the shapes and dtypes of the inputs, and in their layout where that is channels-last.
     """
-    _check(u, delta, A, B, C, D, z, delta_bias, initial_state, channels_last)
+    _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
     check_shape("dout", dout, tuple(u.shape), "that of u")
-    s = _scan(u, delta, A, B, C, D, delta_bias, delta_softplus, channels_last)
-    batch, _, G, per_group = s.x.shape
-    N = s.A.shape[1]
+    s = _scan(u, delta, A, B, C, D, delta_bias, delta_softplus)
+    G = B.shape[1]
     dz = None
     dy = dout
     if z is not None:
         if saved.y is None:
             raise ValueError("saved.y is None: the forward ran without the gate z")
         dy, dz = gate_backward(dout, saved.y, z)
-    du = _launch.empty(u.shape, dtype=u.dtype, device=u.device)
-    ddelta = _launch.empty(u.shape, dtype=delta.dtype, device=u.device)
-    if dlast_state is not None:
-        dlast_state = dlast_state.float().reshape(batch, G, per_group, N).transpose(2, 3).contiguous()
+    du = _like(u)
+    ddelta = _like(delta)
+    dB, dC = (_launch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (B, C))
     g = scan_backward(
         s,
-        _tokens_first(dy, G, channels_last),
+        _tokens_first(dy, G),
         saved.states,
-        _tokens_first(du, G, channels_last),
-        _tokens_first(ddelta, G, channels_last),
-        dlast=dlast_state,
+        _tokens_first(du, G),
+        _tokens_first(ddelta, G),
+        dB,
+        dC,
+        dlast=_states_in(dlast_state, G),
     )
-    dB, dC = ((t.permute(0, 3, 1, 2) if channels_last else t).to(like.dtype) for t, like in ((g.dB, B), (g.dC, C)))
-    dinitial = None
-    if initial_state is not None:
-        dinitial = g.initial.transpose(2, 3).reshape(initial_state.shape).to(initial_state.dtype)
     return SelectiveScanGradients(
         u=du,
         delta=ddelta,
-        A=g.dA.transpose(1, 2).reshape(A.shape).to(A.dtype),
+        A=g.dA.reshape(A.shape).to(A.dtype),
         B=dB,
         C=dC,
         D=g.skip.view(-1).to(D.dtype) if D is not None else None,
         z=dz,
         delta_bias=g.bias.view(-1).to(delta_bias.dtype) if delta_bias is not None else None,
-        initial_state=dinitial,
+        initial_state=_states_out(g.initial).to(initial_state.dtype) if initial_state is not None else None,
     )

@@ -14,11 +14,10 @@ import torch
 from . import _launch, configs
 from ._launch import check_device, check_shape, fast_math, rows_contiguous
 from ._merge import merge_directions
-from ._scan_launch import Scan, scan_backward, scan_forward
+from ._scan_launch import Scan, scan_backward, scan_forward, segment_entries
 from ._ss2d_backward import ss2d_bwd_kernel_n1
 from ._ss2d_forward import ss2d_fwd_kernel_n1
 from ._ss2d_products import projection_gradients, weight_gradient
-from ._ss2d_segments import segment_entries
 from .state_shapes import TILE, selective_scan_states_shape, ss2d_states_shape
 
 _ORDERS = {"uni": 0, "bidi": 1, "cross": 2}
@@ -170,7 +169,7 @@ def ss2d_forward(
     y = _output(p, _launch.accumulator_dtype(x.dtype), x.device, index_covers)
     if p.general:
         scan = _general(p, x, proj, dt_weight, dt_bias, A_log, D_skip, index)
-        _, states = scan_forward(scan, y.transpose(1, 2), save=save_states)
+        _, states = scan_forward(scan, _per_direction(y, p.K), save=save_states)
         return (merge_directions(y, y.dtype) if merge else y), states
     states = None
     if save_states:
@@ -180,10 +179,13 @@ def ss2d_forward(
         sub, stages, registers = configs.config("ss2d_fwd", p.D)
         per_image = -(-p.D // (32 * sub)) * p.K
         images = configs.images_per_program(p.B, per_image)
-        segments, span = configs.segments(p.B * per_image, -(-p.visits // TILE))
+        tiles = -(-p.visits // TILE)
+        span = configs.segment_length(p.B * per_image, tiles, 1, TILE)
+        segments = -(-tiles // span)
         entry = None
         if segments > 1:
-            entry = segment_entries(x, proj, dt_weight, dt_bias, A_log, index, p, segments, span, adjoint=False)
+            scan = _general(p, x, proj, dt_weight, dt_bias, A_log, D_skip, index)
+            entry = segment_entries(scan, scan.x, span * TILE, adjoint=False)
         grid = (p.B // images * segments * per_image,)
         ss2d_fwd_kernel_n1[grid](
             x, proj, dt_weight, dt_bias, A_log, D_skip, y, states, entry, index,
@@ -245,7 +247,9 @@ def ss2d_backward(
     _, stages, registers = configs.config("ss2d_bwd", p.D)
     blocks = -(-p.D // 32)
     images = configs.images_per_program(p.B, blocks * p.K)
-    segments, span = configs.segments(p.B * blocks * p.K, -(-p.visits // TILE))
+    tiles = -(-p.visits // TILE)
+    span = configs.segment_length(p.B * blocks * p.K, tiles, 1, TILE)
+    segments = -(-tiles // span)
     groups = p.B // images * segments
     dx = _output(p, _launch.accumulator_dtype(x.dtype), x.device, index_covers)
     make = _launch.empty if p.order != _TABLE or index_covers else torch.zeros
@@ -255,7 +259,8 @@ def ss2d_backward(
     if dx.numel():
         entry = None
         if segments > 1:
-            entry = segment_entries(dy, proj, dt_weight, dt_bias, A_log, index, p, segments, span, adjoint=True)
+            scan = _general(p, x, proj, dt_weight, dt_bias, A_log, D_skip, index)
+            entry = segment_entries(scan, _per_direction(dy, p.K), span * TILE, adjoint=True)
         ss2d_bwd_kernel_n1[(groups * blocks * p.K,)](
             dy, x, proj, dt_weight, dt_bias, A_log, D_skip, states,
             dx, dbc, dz, dvec, entry, index,
@@ -278,18 +283,24 @@ def ss2d_backward(
     )
 
 
+def _per_direction(t: torch.Tensor, K: int) -> torch.Tensor:
+    """[B, L, D] or [B, K, L, D] as a [B, L, K, D] view."""
+    return t.unsqueeze(2).expand(-1, -1, K, -1) if t.dim() == 3 else t.transpose(1, 2)
+
+
 def _general(p: _Problem, x, proj, dt_weight, dt_bias, A_log, D_skip, index) -> Scan:
     """The call in the common form of the general kernels: a group per direction."""
     bc = proj.permute(0, 2, 3, 1)  # [B, K, P, L]
     return Scan(
-        x=x if p.own else x.unsqueeze(2).expand(-1, -1, p.K, -1),
+        x=x if p.own else _per_direction(x, p.K),
         delta=None,
         factors=proj[..., : p.R],
         weight=dt_weight,
         bias=dt_bias,
-        A=-torch.exp(A_log.transpose(1, 2)).contiguous(),
+        A=A_log,
+        log=True,
         B=bc[:, :, p.R : p.R + p.N],
-        C=bc[:, :, p.R + p.N :],
+        C=bc[:, :, p.R + p.N :] if p.has_c else None,
         skip=D_skip,
         softplus=True,
         order=p.order,
@@ -306,23 +317,33 @@ def _backward_general(
     scan = _general(p, x, proj, dt_weight, dt_bias, A_log, D_skip, index)
     expected = selective_scan_states_shape(p.B, p.K, p.visits, p.D, p.N)
     check_shape("states", states, expected, "(B, K, groups of tiles, N, D)")
-    partial = p.order == _TABLE and not covers
-    dtype, make = _launch.accumulator_dtype(x.dtype), torch.zeros if partial else _launch.empty
-    if p.own:
-        dx = make(x.shape, dtype=dtype, device=x.device)
-    else:
-        dx = _output(p, dtype, x.device, covers).transpose(1, 2)
+    make = _launch.empty if p.order != _TABLE or covers else torch.zeros
+    dtype = _launch.accumulator_dtype(x.dtype)
+    dx = make(x.shape, dtype=dtype, device=x.device) if p.own else _output(p, dtype, x.device, covers)
     dz = make((p.K, p.B, p.L, p.D), dtype=dtype, device=x.device)
-    dy = dy.unsqueeze(2).expand(-1, -1, p.K, -1) if dy.dim() == 3 else dy.transpose(1, 2)
-    g = scan_backward(scan, dy, states, dx, dz.permute(1, 2, 0, 3), partial=partial)
+    dproj = make(proj.shape, dtype=proj.dtype, device=x.device)
+    dbc = dproj.permute(0, 2, 3, 1)
+    if not dx.numel():
+        dt_bias, D_skip = (torch.zeros_like(t) if t is not None else None for t in (dt_bias, D_skip))
+        none = torch.empty_like(x), dproj
+        return SS2DGradients(*none, torch.zeros_like(dt_weight), dt_bias, torch.zeros_like(A_log), D_skip)
+    g = scan_backward(
+        scan,
+        _per_direction(dy, p.K),
+        states,
+        dx if p.own else _per_direction(dx, p.K),
+        dz.permute(1, 2, 0, 3),
+        dbc[:, :, p.R : p.R + p.N],
+        dbc[:, :, p.R + p.N :] if p.has_c else None,
+    )
     dz = dz.view(p.K, p.B * p.L, p.D)
-    dfactors = torch.bmm(dz, dt_weight.to(dz.dtype)).view(p.K, p.B, p.L, p.R).permute(1, 2, 0, 3)
-    dproj = torch.cat([dfactors, g.dB.permute(0, 3, 1, 2), g.dC.permute(0, 3, 1, 2)], -1)
+    factors = proj[..., : p.R].flatten(0, 1).transpose(0, 1)
+    dproj.view(p.B * p.L, p.K, -1)[..., : p.R].copy_(torch.bmm(dz, dt_weight.to(dz.dtype)).transpose(0, 1))
     return SS2DGradients(
-        x=dx.to(x.dtype) if p.own else merge_directions(dx.transpose(1, 2), x.dtype),
-        proj=dproj.to(proj.dtype),
-        dt_weight=weight_gradient(dz, proj[..., : p.R].flatten(0, 1).transpose(0, 1)),
+        x=dx.to(x.dtype) if p.own else merge_directions(dx, x.dtype),
+        proj=dproj,
+        dt_weight=weight_gradient(dz, factors),
         dt_bias=g.bias if dt_bias is not None else None,
-        A_log=g.dA.transpose(1, 2) * -torch.exp(A_log),
+        A_log=g.dA * -torch.exp(A_log),
         D_skip=g.skip if D_skip is not None else None,
     )

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from vmamba_kernels import selective_scan_backward, selective_scan_forward
+from vmamba_kernels import configs, selective_scan_backward, selective_scan_forward
 
 from tests.kernels.support.checks import check_selective_scan, selective_scan_inputs
 
@@ -37,6 +37,14 @@ def test_state_carries_over(device):
     second, end, _ = selective_scan_forward(*[rest[n](t) for n, t in {**args, "initial_state": middle}.items()])
     torch.testing.assert_close(torch.cat([first, second], -1), whole, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(end, last, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("optional", [False, True])
+def test_sequences_in_segments(optional, channels_last, device, monkeypatch):
+    monkeypatch.setattr(configs, "_LEAST_VISITS", 1)
+    monkeypatch.setattr(configs, "_PROGRAMS", 2**20)  # as many segments as there are groups of tiles
+    check_selective_scan(selective_scan_inputs(2, 6, 71, 2, 2, device=device, optional=optional), channels_last)
 
 
 def test_errors_name_the_argument(device):

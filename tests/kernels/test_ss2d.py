@@ -99,12 +99,13 @@ def test_strided_and_shared_inputs(device):
     assert all(torch.equal(a, b) for a, b in zip(got, same, strict=True))
 
 
+@pytest.mark.parametrize("N", [1, 2])
 @pytest.mark.parametrize("kind", ["cross", "bidi", "table"])
-def test_sequences_in_segments(kind, device, monkeypatch):
-    monkeypatch.setattr(configs, "_LEAST_TILES", 1)
-    monkeypatch.setattr(configs, "_PROGRAMS", 2**20)  # as many segments as there are tiles
-    args = ss2d_inputs(1, 54, 8, 3, device=device, delta_shift=-3.0)
-    assert configs.segments(4, 4) == (4, 1)
+def test_sequences_in_segments(kind, N, device, monkeypatch):
+    monkeypatch.setattr(configs, "_LEAST_VISITS", 1)
+    monkeypatch.setattr(configs, "_PROGRAMS", 2**20)  # as many segments as there are groups of tiles
+    args = ss2d_inputs(1, 54, 8, 3, N, device=device, delta_shift=-3.0)
+    assert configs.segment_length(4, 7, 2, 8) == 2
     if kind == "table":
         check_ss2d(args, index=random_table(4, 54, 60, 50).to(device))
     else:

@@ -123,8 +123,13 @@ def test_strided_inputs():
     arguments = selective_scan_arguments(length=33, states=1)
     expected = selective_scan(**arguments)
     for k in ("u", "delta", "z"):
-        arguments[k] = arguments[k].detach().transpose(1, 2).contiguous().transpose(1, 2)
-    assert_close(selective_scan(**arguments), expected)
+        arguments[k] = arguments[k].detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    actual = selective_scan(**arguments)
+    assert_close(actual, expected)
+    actual.sum().backward()
+    for laid_out in (actual, arguments["u"].grad, arguments["delta"].grad, arguments["z"].grad):
+        assert laid_out.mT.is_contiguous()
+    torch.library.opcheck(torch.ops.vmamba.selective_scan, tuple(arguments.values()))
 
 
 def test_two_runs_give_equal_bits():

@@ -9,7 +9,7 @@ from torch import Tensor
 from . import _torch_selective, _triton
 from ._backend import resolve_backend
 from ._grouped import state_blocks
-from ._library import LIBRARY, fake_gradients, pack_gradients, unpack_gradients
+from ._library import LIBRARY, fake_gradients, in_layout_of, new_like, pack_gradients, unpack_gradients
 from ._shapes import check_selective_scan, compute_dtype
 from .reference import selective_scan_reference
 
@@ -30,7 +30,9 @@ def selective_scan(
     Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv:2312.00752, algorithm 2.
 
     Args:
-        u: Input [B, D, L]; float16, bfloat16, float32 or float64. State and sums are float32 (float64 for float64).
+        u: Input [B, D, L]; float16, bfloat16, float32 or float64. State and sums are float32 (float64 for float64). A
+            transposed [B, L, D] is read as it lies in memory, which is the fastest layout on a GPU; so are ``delta``
+            and ``z``, and y has the layout of u.
         delta: Step sizes [B, D, L], before bias and softplus.
         A: Decay rates [D, N], negative for a stable scan.
         B: Input matrix [B, G, N, L], or [B, N, L] for one group; channel d belongs to group ``d // (D / G)``.
@@ -79,7 +81,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_selective_scan(u, delta, A, B, C, D, z, delta_bias, initial_state)
     run = _triton.selective_scan_forward if resolve_backend(backend, u) == "triton" else _torch_selective.forward
-    return run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
+    y, last_state, states, ungated = run(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
+    return in_layout_of(u, y), last_state, states, in_layout_of(u, ungated) if z is not None else ungated
 
 
 @torch.library.impl(LIBRARY, "selective_scan_backward", "CompositeExplicitAutograd")
@@ -108,8 +111,8 @@ def _forward_fake(
     else:
         saved = (batch, groups, state_blocks(length, states), states, channels // groups)
     return (
-        u.new_empty(u.shape), u.new_empty((batch, channels, states), dtype=dtype), u.new_empty(saved, dtype=dtype),
-        u.new_empty(u.shape if z is not None else 0))
+        new_like(u), u.new_empty((batch, channels, states), dtype=dtype), u.new_empty(saved, dtype=dtype),
+        new_like(u) if z is not None else u.new_empty(0))
 
 
 @torch.library.register_fake("vmamba::selective_scan_backward", lib=LIBRARY)

@@ -123,24 +123,22 @@ def check_selective_scan(args, channels_last=False, limit=None) -> None:
     expected, last = selective_scan_reference(*truth.values())
     dout, dlast = torch.randn_like(u), torch.randn_like(last).float()
     ((expected * dout.double()).sum() + (last * dlast).sum()).backward()
-    turn = {n: (lambda t: t.transpose(1, 2)) for n in ("u", "delta", "z")}
-    turn.update({n: (lambda t: t.permute(0, 3, 1, 2)) for n in ("B", "C")})
-    if not channels_last:
-        turn = {}
-    shown = {n: turn[n](t) if n in turn and t is not None else t for n, t in args.items()}
-    out_turn = turn.get("u", lambda t: t)
-    out, h, saved = selective_scan_forward(*shown.values(), channels_last=channels_last, save=True)
+    # the same values, channels-last in memory
+    lay = (lambda t: t.transpose(1, 2).contiguous().transpose(1, 2)) if channels_last else (lambda t: t)
+    laid = {n: lay(t) if n in ("u", "delta", "z") and t is not None else t for n, t in args.items()}
+    if channels_last:
+        laid |= {n: args[n].permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1) for n in ("B", "C")}
+    out, h, saved = selective_scan_forward(*laid.values(), save=True)
     assert out.dtype == u.dtype
-    check_close("out", out, out_turn(expected.detach()), limit)
+    assert out.transpose(1, 2).is_contiguous() or not channels_last
+    check_close("out", out, expected.detach(), limit)
     check_close("last state", h, last.detach(), limit)
-    got = selective_scan_backward(
-        out_turn(dout), *shown.values(), saved, dlast_state=dlast, channels_last=channels_last
-    )
+    got = selective_scan_backward(lay(dout), *laid.values(), saved, dlast_state=dlast)
     for name, gradient in got._asdict().items():
         if args[name] is None:
             assert gradient is None
             continue
-        check_close(f"gradient to {name}", gradient, turn.get(name, lambda t: t)(truth[name].grad), limit)
+        check_close(f"gradient to {name}", gradient, truth[name].grad, limit)
 
 
 def merge_norm_reference(parts, weight, bias, gate, eps=1e-5) -> torch.Tensor:

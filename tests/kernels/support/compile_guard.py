@@ -20,21 +20,21 @@ from vmamba_kernels._scan_backward import scan_bwd_kernel
 from vmamba_kernels._scan_forward import scan_fwd_kernel
 from vmamba_kernels._ss2d_backward import ss2d_bwd_kernel_n1
 from vmamba_kernels._ss2d_forward import ss2d_fwd_kernel_n1
-from vmamba_kernels.configs import config
+from vmamba_kernels.configs import SCAN_REGISTERS, STATES, config
+from vmamba_kernels.state_shapes import SCAN_TILE, TILE
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
-TILE = 16
 FLOAT32 = {
     "dt_weight_ptr", "dt_bias_ptr", "a_log_ptr", "d_skip_ptr", "states_ptr", "dbc_ptr", "dvec_ptr", "weight_ptr",
-    "bias_ptr", "a_ptr", "skip_ptr", "initial_ptr", "last_ptr", "dlast_ptr", "scratch_ptr", "carry_ptr", "da_ptr",
+    "bias_ptr", "a_ptr", "bc_ptr", "skip_ptr", "running_ptr", "scratch_ptr", "carry_ptr", "da_ptr",
 }  # fmt: skip
 SS2D = {
     "ORDER": 2, "K": 4, "HAS_C": True, "HAS_BIAS": True, "HAS_SKIP": True,
     "SAVE": True, "SPLIT": False, "PRECISE": False, "FAST": True
 }  # fmt: skip
 SCAN = {
-    **SS2D, "SOFTPLUS": True, "HAS_GATE": False, "HAS_INITIAL": False, "HAS_DLAST": False,
-    **dict.fromkeys(("x_sc", "y_sc", "dx_sc", "dy_sc", "dz_sc"), 1),
+    **SS2D, "SOFTPLUS": True, "EVEN": True, "HAS_GATE": False, "ENTERS": False,
+    "N": 16, "C": 192, **dict.fromkeys(("x_sc", "y_sc", "dx_sc", "dy_sc", "dz_sc"), 1),
 }  # fmt: skip
 
 
@@ -52,8 +52,13 @@ CASES = {
     "ss2d_fwd_d768_r48": (ss2d_fwd_kernel_n1, _ss2d("ss2d_fwd", 768, 48, False), TILE, max),
     "ss2d_bwd_d96_r6": (ss2d_bwd_kernel_n1, _ss2d("ss2d_bwd", 96, 6, True), TILE, max),
     "ss2d_bwd_d768_r48": (ss2d_bwd_kernel_n1, _ss2d("ss2d_bwd", 768, 48, False), TILE, max),
-    "scan_fwd_r12": (scan_fwd_kernel, {**SCAN, "C": 192, "R": 12}, TILE, min),
-    "scan_bwd_r12": (scan_bwd_kernel, {**SCAN, "C": 192, "R": 12}, TILE, sorted),
+    "scan_fwd_r12": (scan_fwd_kernel, {**SCAN, "NB": STATES["forward"], "R": 12}, SCAN_TILE * STATES["forward"], min),
+    "scan_bwd_r12": (
+        scan_bwd_kernel,
+        {**SCAN, "NB": STATES["backward"], "R": 12},
+        SCAN_TILE * STATES["backward"],
+        sorted,
+    ),
 }
 
 
@@ -74,7 +79,8 @@ def machine_code(kernel, constants: dict) -> tuple[str, str]:
             if re.match(r"d?[xyz]_s[blgk]$", name):
                 aligned[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1, "num_stages": 1})
+    options = {"num_warps": 1, "num_stages": 1, "maxnreg": SCAN_REGISTERS if "N" in constants else None}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
         cubin, ptx = Path(folder, "k.cubin"), Path(folder, "k.ptx")
         cubin.write_bytes(compiled.asm["cubin"])
