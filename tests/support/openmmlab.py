@@ -25,7 +25,7 @@ def toolbox(cfg):
 def load_config(path, root):
     """The config as it is but for data from `root`, no download, and images an eighth as wide where they are large.
 
-    Anchors and stochastic depth follow: boxes have anchors, and a step reaches every block.
+    Anchors follow, so that boxes have some.
     """
     cfg = Config.fromfile(path)
     large = max(_sizes(cfg.train_dataloader.dataset.pipeline)) > SMALL
@@ -39,7 +39,7 @@ def load_config(path, root):
         cfg.model.data_preprocessor = _shrunk(cfg.model.data_preprocessor)
         if "rpn_head" in cfg.model:
             cfg.model.rpn_head.anchor_generator.scales = [2]
-    cfg.model.backbone.update(pretrained=False, drop_path_rate=0.0)
+    cfg.model.backbone.pretrained = False
     init_default_scope(cfg.default_scope)
     importlib.import_module(f"{cfg.default_scope}.utils").register_all_modules(init_default_scope=False)
     return cfg

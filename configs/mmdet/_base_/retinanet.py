@@ -2,7 +2,8 @@
 _base_ = "detector.py"
 model = dict(
     type="RetinaNet",
-    neck=dict(type="FPN", out_channels=256, start_level=1, add_extra_convs="on_output", num_outs=5),
+    backbone=dict(out_indices=(-3, -2, -1)),  # strides 8, 16 and 32
+    neck=dict(type="FPN", out_channels=256, add_extra_convs="on_output", num_outs=5),
     bbox_head=dict(
         type="RetinaHead",
         num_classes=80,
