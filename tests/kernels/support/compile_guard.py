@@ -1,4 +1,4 @@
-"""Compile the kernels for sm_90 without a GPU and count what matters in the machine code; prints JSON.
+"""Compile the kernels without a GPU, for sm_90 and sm_80, and count what matters in the machine code; prints JSON.
 
     python -m tests.kernels.support.compile_guard > tests/kernels/compile_guard.json     # record
 
@@ -43,6 +43,7 @@ def _ss2d(kernel: str, D: int, R: int, even: bool) -> dict:
     return {**SS2D, "X_ROW": D, "DY_ROW": D, "D": D, "R": R, "SUB": blocks, "STAGES": stages, "EVEN": even}
 
 
+TARGETS = (90, 80)
 # name -> kernel, constants, elements (channel, visit) that one lane does per pass of the loop that is counted,
 # and which loop that is: the longest, or the innermost one over states
 CASES = {
@@ -62,8 +63,8 @@ CASES = {
 }
 
 
-def machine_code(kernel, constants: dict) -> tuple[str, str]:
-    """SASS of the kernel, and what ptxas reports about its resources."""
+def machine_code(kernel, constants: dict, target: int = 90) -> tuple[str, str]:
+    """SASS of the kernel for sm_<target>, and what ptxas reports about its resources."""
     constants = {n: v for n, v in constants.items() if n in kernel.arg_names}
     types, aligned = {}, {}
     for i, name in enumerate(kernel.arg_names):
@@ -80,13 +81,14 @@ def machine_code(kernel, constants: dict) -> tuple[str, str]:
                 aligned[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned)
     options = {"num_warps": 1, "num_stages": 1, "maxnreg": SCAN_REGISTERS if "N" in constants else None}
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
         cubin, ptx = Path(folder, "k.cubin"), Path(folder, "k.ptx")
         cubin.write_bytes(compiled.asm["cubin"])
         ptx.write_text(compiled.asm["ptx"])
         sass = subprocess.run([BIN / "nvdisasm", "-c", cubin], capture_output=True, text=True, check=True).stdout
-        command = [BIN / "ptxas", "-v", "--gpu-name=sm_90a", ptx, "-o", Path(folder, "again.cubin")]
+        name = f"sm_{target}" + "a" * (target == 90)
+        command = [BIN / "ptxas", "-v", f"--gpu-name={name}", ptx, "-o", Path(folder, "again.cubin")]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return sass, report
 
@@ -104,10 +106,10 @@ def loops(sass: str) -> list[list[str]]:
     return [loop for loop in found if len(loop) > 64]
 
 
-def inspect(name: str) -> dict:
+def inspect(name: str, target: int = 90) -> dict:
     """Counts of one case."""
     kernel, constants, elements, which = CASES[name]
-    sass, report = machine_code(kernel, constants)
+    sass, report = machine_code(kernel, constants, target)
     found = loops(sass)
     # the backward over states is the second of the two innermost loops
     loop = sorted(found, key=len)[1] if which is sorted else which(found, key=len)
@@ -120,5 +122,5 @@ def inspect(name: str) -> dict:
 
 
 if __name__ == "__main__":
-    json.dump({name: inspect(name) for name in sys.argv[1:] or CASES}, sys.stdout, indent=4)
+    json.dump({f"sm_{t}": {name: inspect(name, t) for name in CASES} for t in TARGETS}, sys.stdout, indent=4)
     print()
