@@ -90,6 +90,8 @@ def main(argv: list[str] | None = None) -> int:
             print(json.dumps({name: round(float(value), 6) for name, value in metrics.items()}))
         else:
             runner.train()
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # a rank that leaves early may meet its own threads in the group's destructor
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

@@ -46,6 +46,10 @@ def main(argv: Sequence[str] | None = None, recipes: Path | None = None) -> int:
         if args.resume:
             _restore(run)
         _train(run, options, create_autocast(args, device))
+        if args.distributed:
+            # the others wait for rank 0's last files: the group's threads are done with every tensor when it goes,
+            # which they could not be told while its destructor holds the interpreter's lock
+            torch.distributed.barrier()
     except KeyboardInterrupt:
         if directory.state.exists() and args.rank == 0:
             print(f"stopped; continue with: {next_commands(directory, args, False)[-1][1]}", file=sys.stderr)
