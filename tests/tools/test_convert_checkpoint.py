@@ -103,7 +103,7 @@ class Harmful:
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize(("call", "name"), [
-    (os.system, f"{os.system.__module__}.system"), (eval, "eval"), (pathlib.Path.touch, "getattr")])
+    (os.system, f"{os.system.__module__}.system"), (eval, "eval"), (pathlib.Path.touch, "pathlib.Path")])
 def test_harmful_file_is_refused_and_not_run(tmp_path, capsys, call, name, legacy):
     target = tmp_path / "harm"
     argument = {os.system: f"touch {target}", eval: f"open({str(target)!r}, 'w')"}.get(call, target)

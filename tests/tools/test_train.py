@@ -81,7 +81,7 @@ EVERYTHING = ("--epochs", "3", "--model-ema", "--model-ema-warmup", "--mixup", "
 
 
 AUGMENTATION = ("--aug", "albumentations", "--aug-config",
-                str(ROOT / "configs" / "classification" / "augmentation_digits.yaml"))
+                str(ROOT / "configs" / "augmentation" / "digits.yaml"))
 
 
 @pytest.mark.parametrize("more", [

@@ -150,7 +150,7 @@ def albumentations_from_arguments(args: Namespace, input_size: Sequence[int]) ->
         return None
     if not args.aug_config:
         raise UserError("--aug albumentations needs --aug-config FILE, "
-                        "such as configs/classification/augmentation_digits.yaml")
+                        "such as configs/augmentation/digits.yaml")
     if args.no_aug or args.aa:
         raise UserError(f"--aug albumentations replaces timm's augmentation: leave out "
                         f"{'--no-aug' if args.no_aug else '--aa'}")
