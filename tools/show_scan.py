@@ -15,6 +15,7 @@ import argparse
 import io
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +23,20 @@ import torch
 from PIL import Image
 
 from vmamba.errors import UserError, require, tool
-from vmamba.scans import ScanOrder, consistent_traverse, hilbert_voxels, list_scans, morton_voxels, scan_order
+from vmamba.scans import (
+    VIDEO_SCANS,
+    ScanOrder,
+    consistent_traverse,
+    hilbert_voxels,
+    list_scans,
+    morton_voxels,
+    scan_order,
+    video_order,
+)
 
 VOXELS = {"consistent_traverse": consistent_traverse, "hilbert_voxels": hilbert_voxels, "morton_voxels": morton_voxels}
+CLIPS = {name: partial(video_order, name) for name in VIDEO_SCANS}
+SOLIDS = {**VOXELS, **CLIPS}  # of three sides
 GALLERY_SIZE = (8, 8)
 GALLERY_SIZES = {"window4": (14, 14), "window_then_global": (14, 14), "hilbert4": (14, 14)}
 PANEL = 1.5  # inches
@@ -34,9 +46,9 @@ COLOURS = "plasma"
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help="scan orders; any name a model takes, or " + ", ".join(VOXELS))
+    add("names", nargs="*", metavar="NAME", help="scan orders; any name a model takes, or " + ", ".join(SOLIDS))
     add("--size", type=int, nargs="+", default=list(GALLERY_SIZE), metavar="N",
-        help="grid: height and width, or three sides for the orders of voxels (8 8)")
+        help="grid: height and width, or three sides for orders of voxels and clips (8 8)")
     add("--output", metavar="FILE", help="PNG to write (default: NAME.png); for one order only")
     add("--gallery", metavar="DIR", help="draw every registered order to DIR/scan_NAME.png")
     add("--dpi", type=int, default=100, metavar="N", help="dots per inch (100)")
@@ -51,10 +63,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def find(name: str, size: list[int]) -> ScanOrder:
     """The order of that name, with its errors as the user's."""
     try:
-        if name in VOXELS:
+        if name in SOLIDS:
             if len(size) != 3 or min(size) < 1:
-                raise UserError(f"{name} is for voxels: --size needs three positive integers, got {tuple(size)}")
-            return VOXELS[name](size)
+                what = "voxels" if name in VOXELS else "clips"
+                raise UserError(f"{name} is for {what}: --size needs three positive integers, got {tuple(size)}")
+            return SOLIDS[name](size)
         return scan_order(name, size)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -133,6 +146,11 @@ def draw(order: ScanOrder, path: Path, dpi: int) -> None:
     Image.open(buffer).convert("RGB").quantize(64).save(path, format="png", optimize=True)
 
 
+def solid_gallery() -> list[str]:
+    """Orders of three sides; of those of clips the one that has all directions of the others."""
+    return [*VOXELS, "spatiotemporal_v2"]
+
+
 def gallery() -> list[str]:
     """Registered orders without those that are a part of another one's picture: ``NAME`` where there is ``NAME4``."""
     names = list_scans()
@@ -148,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         for name in gallery():
             draw(find(name, GALLERY_SIZES.get(name, GALLERY_SIZE)), folder / f"scan_{name}.png", args.dpi)
-        for name in VOXELS:
+        for name in solid_gallery():
             draw(find(name, [4, 4, 4]), folder / f"scan_{name}.png", args.dpi)
         return 0
     for name in args.names:

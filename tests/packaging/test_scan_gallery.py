@@ -20,7 +20,7 @@ def test_every_order_is_named():
 def test_every_picture_is_shown_and_exists():
     shown = re.findall(r"!\[(\w+)\]\(images/scan_(\w+)\.png\)", PAGE)
     assert all(label == file for label, file in shown)
-    assert sorted(file for _, file in shown) == sorted([*show_scan.gallery(), *show_scan.VOXELS])
+    assert sorted(file for _, file in shown) == sorted([*show_scan.gallery(), *show_scan.solid_gallery()])
     files = {path.stem.removeprefix("scan_") for path in (ROOT / "docs" / "images").glob("scan_*.png")}
     assert files == {file for _, file in shown}
 

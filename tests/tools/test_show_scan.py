@@ -54,7 +54,7 @@ def test_gallery(tmp_path, monkeypatch):
     monkeypatch.setattr(show_scan, "gallery", lambda: ["cross", "window4"])
     assert show_scan.main(["--gallery", str(tmp_path / "new")]) == 0
     drawn = {path.name for path in (tmp_path / "new").iterdir()}
-    assert drawn == {f"scan_{name}.png" for name in ("cross", "window4", *show_scan.VOXELS)}
+    assert drawn == {f"scan_{name}.png" for name in ("cross", "window4", *show_scan.solid_gallery())}
 
 
 @pytest.mark.parametrize(("argv", "message"), [
