@@ -9,11 +9,13 @@ import vmamba  # noqa: F401
 PARAMETERS = {  # the specification's counts in millions, with 1000 classes, as exact as it gives them
     "efficientvmamba_tiny": "6.494", "efficientvmamba_small": "11.274", "efficientvmamba_base": "33.717",
     "localvmamba_tiny": "25.527", "localvmamba_small": "49.749",
+    "mlla_tiny": "24.392200", "mlla_small": "43.015048", "mlla_base": "95.983960",
     "msvmamba_nano": "6.864", "msvmamba_micro": "11.879", "msvmamba_tiny": "33.046",
     "msvmamba_v3_tiny": "32", "msvmamba_v3_small": "50", "msvmamba_v3_base": "91",
     "spatial_mamba_tiny": "26.749", "spatial_mamba_small": "43.074", "spatial_mamba_base": "95.746",
 }
-SMALL = ["test_efficientvmamba", "test_spatial_mamba", "test_msvmamba", "test_localvmamba"]
+SCANS = ["test_efficientvmamba", "test_spatial_mamba", "test_msvmamba", "test_localvmamba"]  # with SS2D in all stages
+SMALL = [*SCANS, "test_mlla"]
 
 
 @pytest.fixture(params=SMALL)
@@ -69,6 +71,7 @@ def test_classifier_reset_and_channels(small):
 
 
 @pytest.mark.parametrize("decay_ssm", [True, False])
+@pytest.mark.parametrize("small", SCANS, indirect=True)
 def test_weight_decay(small, decay_ssm):
     model = small(decay_ssm=decay_ssm)
     groups = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
@@ -97,6 +100,11 @@ def test_initialisation_on_meta_then_empty_then_init_weights(small):
             tensor.fill_(float("nan") if tensor.is_floating_point() else 1)
     model.init_weights()
     assert all(torch.isfinite(t).all() for t in model.state_dict().values())
+
+
+@pytest.mark.parametrize("small", SCANS, indirect=True)
+def test_initial_step_sizes(small):
+    model = small()
     step = torch.nn.functional.softplus(model.stages[0].blocks[0].mixer.dt_bias)
     assert 1e-4 <= step.min() <= step.max() <= 0.1 + 1e-6
 

@@ -55,7 +55,7 @@ def assert_parity(model, meta, tensors, modules, atol=2e-5):
     assert sorted(modules) == sorted(meta["features"])
     for name, feature in meta["features"].items():
         tap = taps[name].permute(0, 3, 1, 2) if feature["layout"] == "NCHW" else taps[name]
-        tap = tap.flatten(1, -2) if feature["layout"] == "BLC" else tap  # a map here, where it is tokens there
+        tap = tap.flatten(1, -2) if len(feature["shape"]) == 3 else tap  # a map here, where it is tokens there
         assert list(tap.shape) == feature["shape"]
         expected = tensors[f"feat.{name}"]
         scale = max(1.0, expected.abs().max().item())

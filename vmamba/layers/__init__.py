@@ -2,6 +2,8 @@
 from .channel_attention import ChannelAttention, SqueezeExcite
 from .continuous import ContinuousMixer
 from .conv import Conv2dNHWC, ConvNorm
+from .cpe_block import CPEBlock
+from .linear_attention import LinearAttention, MambaLinearAttention
 from .local_ss2d import LocalSS2D
 from .multi_scale import MultiScaleSS2D
 from .norm import RMSNorm
@@ -18,9 +20,11 @@ from .path_mixer import BidirectionalMixer, LocalPathMixer
 from .ss2d import SS2D
 from .ss2d_variants import SS2DVariant
 from .state_fusion import StateFusionSS2D
+from .video_mixer import VideoMixer
 
 __all__ = [
-    "SS2D", "BidirectionalMixer", "ChannelAttention", "ContinuousMixer", "Conv2dNHWC", "ConvDownsample", "ConvNorm",
-    "ConvStem", "InvertedDownsample", "LocalPathMixer", "LocalSS2D", "MultiScaleSS2D", "PatchEmbed", "PatchMerging",
-    "PatchStem", "RMSNorm", "ResidualStem", "SS2DVariant", "SqueezeExcite", "StateFusionSS2D",
+    "SS2D", "BidirectionalMixer", "CPEBlock", "ChannelAttention", "ContinuousMixer", "Conv2dNHWC", "ConvDownsample",
+    "ConvNorm", "ConvStem", "InvertedDownsample", "LinearAttention", "LocalPathMixer", "LocalSS2D",
+    "MambaLinearAttention", "MultiScaleSS2D", "PatchEmbed", "PatchMerging", "PatchStem", "RMSNorm", "ResidualStem",
+    "SS2DVariant", "SqueezeExcite", "StateFusionSS2D", "VideoMixer",
 ]

@@ -142,16 +142,26 @@ class InvertedDownsample(nn.Module):
     """Widen, depthwise convolution of stride 2, narrow: ``[B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C_out]``.
 
     The downsampling of MLLA, arXiv:2405.16605, after the inverted residual of MobileNetV2, arXiv:1801.04381.
+
+    Args:
+        dim: Channels C.
+        dim_out: Channels C_out.
+        pad_odd: Bring maps of odd size to an even one by zeros at the bottom and right, before anything else.
     """
 
-    def __init__(self, dim: int, dim_out: int, device: Any = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+            self, dim: int, dim_out: int, pad_odd: bool = False, device: Any = None, dtype: torch.dtype | None = None,
+    ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         hidden = 4 * dim_out
+        self.pad_odd = pad_odd
         self.expand = Conv2dNHWC(dim, hidden, 1, **dd)
         self.act = nn.ReLU()
         self.depthwise = Conv2dNHWC(hidden, hidden, 3, stride=2, padding=1, groups=hidden, **dd)
         self.project = ConvNorm(hidden, dim_out, 1, bias=True, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.pad_odd:
+            x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         return self.project(self.act(self.depthwise(self.act(self.expand(x)))))
