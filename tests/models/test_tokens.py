@@ -6,8 +6,8 @@ from timm.optim import create_optimizer_v2, param_groups_weight_decay
 
 import vmamba  # noqa: F401
 
-MODELS = ("test_vim", "test_plainmamba", "test_localvim")
-WITH_CLASS_TOKEN = ("test_vim",)
+MODELS = ("test_vim", "test_plainmamba", "test_localvim", "test_localvim_midcls")
+WITH_CLASS_TOKEN = ("test_vim", "test_localvim_midcls")
 SIDE = 96  # the size that the position embeddings of these models are for
 
 pytestmark = pytest.mark.parametrize("name", MODELS)
@@ -100,12 +100,19 @@ def test_a_checkpoint_of_another_size_is_resized(name):
         torch.testing.assert_close(loaded(x), source(x))
 
 
-def test_no_weight_decay_for_state_space_parameters_and_embeddings(name):
-    model = create_model(name)
+@pytest.mark.parametrize("decay_ssm", [True, False])
+def test_weight_decay_is_that_of_the_recipe(name, decay_ssm):
+    """All but vectors and embeddings, of A_log only where the family's authors exempt it; others may choose to."""
+    if name == "test_plainmamba":
+        model, decay_ssm = create_model(name), False
+    else:
+        assert create_model(name).decay_ssm
+        model = create_model(name, decay_ssm=decay_ssm)
     groups = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     for key, p in model.named_parameters():
-        exempt = key.endswith(("A_log", ".D", "bias", "pos_embed", "cls_token", "direction_B")) or p.ndim == 1
+        exempt = key.endswith((".D", "bias", "pos_embed", "cls_token", "direction_B")) or p.ndim == 1
+        exempt = exempt or (key.endswith("A_log") and not decay_ssm)
         assert (id(p) in decayed) == (not exempt), key
 
 

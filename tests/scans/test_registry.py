@@ -48,7 +48,16 @@ def test_variants_of_any_order(name):
     assert torch.equal(scan_order(f"{name}_flip", (3, 4)).index, order.index.flip(1))
     assert torch.equal(scan_order(f"{name}_t", (4, 3)).index, order.transpose().index)
     assert torch.equal(scan_order(f"{name}_turn", (3, 4)).index, order.mirror(0).mirror(1).index)
+    token = scan_order(f"{name}_token", (3, 4))
+    assert torch.equal(token.index, order.with_token().index)
+    assert (token.num_tokens, token.length) == (order.num_tokens + 1, order.length + 1)
     assert scan_length(f"{name}_t", 4, 3) == scan_length(f"{name}_turn", 3, 4) == order.length
+
+
+def test_class_tokens_of_walks_side_by_side():
+    order = scan_order("v_token+w2_flip_token", (2, 3))
+    assert torch.equal(order.index, scan_order("v+w2_flip", (2, 3)).with_token().index)
+    assert scan_tokens("v_token+w2_flip_token", 2, 3) == 7
 
 
 def test_plus_puts_directions_side_by_side():
@@ -125,6 +134,8 @@ def test_copies_of_the_grid():
     (lambda: scan_order("hilbert4", (2, 2), directions=2), "the order 'hilbert4' has 4 directions, got 2"),
     (lambda: scan_order("h", (2, 2), directions=2), "the order 'h' has 1 direction, got 2"),
     (lambda: scan_order("h+ms_half", (2, 2)), r"the orders of 'h\+ms_half' walk different numbers of copies"),
+    (lambda: scan_order("h_token+v", (2, 2)), r"the orders of 'h_token\+v' have different numbers of extra tokens"),
+    (lambda: scan_order("h_token_t", (2, 2)), "transpose needs the tokens of an H x W grid, got 5 tokens of a 2x2"),
 ])
 def test_wrong_requests_are_explained(call, message):
     with pytest.raises(ValueError, match=message) as caught:

@@ -59,6 +59,20 @@ class PathMixer(nn.Module):
         """Step-size factors, B and C of each path: ``[B, L, K, D] -> [B, L, K, R + 2N]``."""
         return torch.einsum("blkd,kpd->blkp", u, self.x_proj)
 
+    def convolve(self, x: Tensor, k: int, reverse: bool) -> Tensor:
+        """Causal convolution of the path k along a sequence or, in the sequence's order, backwards; ``[B, L, D]``.
+
+        Written as shifted products: a compiler makes one kernel of them, without the channels-first copies of the
+        library's convolution. What a path backwards has seen lies to the right, so its taps are shifted that way.
+        """
+        length, reach = x.shape[1], self.d_conv - 1
+        padded = F.pad(x, (0, 0, 0, reach) if reverse else (0, 0, reach, 0))
+        y = self.conv_bias[k]
+        for tap in range(self.d_conv):
+            start = reach - tap if reverse else tap
+            y = y + padded[:, start:start + length] * self.conv_weight[k, :, tap]
+        return y
+
 
 class BidirectionalMixer(PathMixer):
     """Two Mamba paths over a sequence, forwards and backwards, gated and averaged; ``[B, L, C] -> [B, L, C]``.
@@ -70,36 +84,20 @@ class BidirectionalMixer(PathMixer):
     def __init__(self, dim: int, device: Any = None, dtype: torch.dtype | None = None, **sizes: Any) -> None:
         super().__init__(dim, directions=2, **sizes, device=device, dtype=dtype)
 
-    def convolve(self, x: Tensor) -> Tensor:
-        """Causal convolution along each path, in natural order: ``[B, L, D] -> [B, L, 2, D]``.
-
-        Written as shifted products: a compiler makes one kernel of them, without the channels-first copies of the
-        library's convolution. What the backward path has seen lies to the right, so its taps are shifted that way.
-        """
-        length, reach = x.shape[1], self.d_conv - 1
-        padded = F.pad(x, (0, 0, reach, reach))
-        paths = []
-        for k in range(2):
-            y = self.conv_bias[k]
-            for tap in range(self.d_conv):
-                start = tap if k == 0 else 2 * reach - tap
-                y = y + padded[:, start:start + length] * self.conv_weight[k, :, tap]
-            paths.append(y)
-        return F.silu(torch.stack(paths, 2)).to(x.dtype)
-
     def forward(self, x: Tensor) -> Tensor:
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        u = self.convolve(x)
+        u = F.silu(torch.stack([self.convolve(x, 0, False), self.convolve(x, 1, True)], 2)).to(x.dtype)
         y = torch.ops.vmamba.ss2d_scan(
             u, self.project(u), self.dt_weight, self.dt_bias, self.A_log, self.D, "bidi", 1, u.shape[1], None, False)[0]
         return self.out_proj((y.mean(1) * F.silu(z)).to(z.dtype))
 
 
 class LocalPathMixer(PathMixer):
-    """Mamba along several walks of a map, each weighed by channel attention before they are added.
+    """Mamba along several walks of a grid, each weighed by channel attention before they are added.
 
-    ``[B, H, W, C]`` both ways. Huang et al., "LocalMamba", arXiv:2403.09338, section 4. The convolution runs along each
-    walk, so the tokens are brought into the order of the walks, zero tokens included where windows do not fit.
+    ``[B, L, C]`` both ways, L as many as the walks have tokens on an H x W grid. Huang et al., "LocalMamba",
+    arXiv:2403.09338, section 4. The convolution runs along each walk, so the tokens are brought into the order of the
+    walks, zero tokens included where windows do not fit.
 
     Args:
         dim: Channels C of input and output.
@@ -114,10 +112,9 @@ class LocalPathMixer(PathMixer):
         self.scan = scan
         self.attention = ChannelAttention(self.d_inner, **dd)
 
-    def forward(self, x: Tensor) -> Tensor:
-        B, H, W, _ = x.shape
+    def forward(self, x: Tensor, H: int, W: int) -> Tensor:
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        steps = torch.ops.vmamba.reorder(x.reshape(B, H * W, self.d_inner), self.scan, H, W, True)
+        steps = torch.ops.vmamba.reorder(x, self.scan, H, W, True)
         length = steps.shape[1]
         padded = F.pad(steps, (0, 0, 0, 0, self.d_conv - 1, 0))
         u = padded[:, :length] * self.conv_weight[:, :, 0] + self.conv_bias
@@ -127,5 +124,5 @@ class LocalPathMixer(PathMixer):
         y = torch.ops.vmamba.ss2d_scan(
             u, self.project(u), self.dt_weight, self.dt_bias, self.A_log, self.D, "uni", 1, length, None, False)[0]
         y = torch.ops.vmamba.reorder(y.transpose(1, 2).to(x.dtype), self.scan, H, W, False)
-        gated = (y * F.silu(z).reshape(B, H * W, 1, self.d_inner)).transpose(1, 2)
-        return self.out_proj(self.attention(gated).sum(1)).view(B, H, W, -1)
+        gated = (y * F.silu(z).unsqueeze(2)).transpose(1, 2)
+        return self.out_proj(self.attention(gated).sum(1))

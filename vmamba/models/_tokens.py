@@ -12,7 +12,7 @@ from timm.layers import (
 )
 from torch import Tensor, nn
 
-from vmamba._timm import build_model_with_cfg, checkpoint_seq, feature_take_indices, update_model_input_size
+from vmamba._timm import build_model_with_cfg, checkpoint, feature_take_indices, update_model_input_size
 
 from ._checkpoint import AllOrNothing, read_pickles_safely
 
@@ -57,7 +57,7 @@ class TokenBackbone(AllOrNothing):
 
     Args:
         patch_embed: Images [B, in_chans, H, W] to patches [B, rows, columns, C], with ``grid_size`` and ``stride``.
-        blocks: Blocks on tokens, [B, L, C] both ways.
+        blocks: Blocks on tokens, called with them and rows and columns of the grid; [B, L, C] both ways.
         norm: Norm after the last block.
         embed_dim: Channels C.
         class_token: Put a class token in the middle of the sequence.
@@ -66,7 +66,7 @@ class TokenBackbone(AllOrNothing):
         num_classes: Classes; 0 for no classifier.
         global_pool: "token" (the class token), "avg", "max" or "avgmax" of the patches, or "" for none.
         drop_rate: Dropout before the classifier.
-        as_map: Give blocks a map [B, rows, columns, C] instead of tokens; for models without a class token.
+        decay_ssm: Apply weight decay to ``A_log``.
         wide_stream: Keep the sum of the blocks' outputs in float32 where weights and activations are narrower.
 
     Raises:
@@ -76,21 +76,21 @@ class TokenBackbone(AllOrNothing):
     def __init__(
             self, patch_embed: Any, blocks: Sequence[nn.Module], norm: nn.Module, embed_dim: int,
             class_token: bool, img_size: int | tuple[int, int], in_chans: int, num_classes: int, global_pool: str,
-            drop_rate: float, as_map: bool = False, wide_stream: bool = False, device: Any = None,
+            drop_rate: float, decay_ssm: bool, wide_stream: bool = False, device: Any = None,
             dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
         self.num_classes, self.in_chans = num_classes, in_chans
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
-        self.grad_checkpointing, self.as_map, self.wide_stream = False, as_map, wide_stream
+        self.grad_checkpointing, self.decay_ssm, self.wide_stream = False, decay_ssm, wide_stream
         self.patch_embed = patch_embed
         self.grid_size: tuple[int, int] = self._grid_of(img_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim, **dd)) if class_token else None
         self.global_pool = self._checked_pool(global_pool)
         tokens = self.grid_size[0] * self.grid_size[1] + int(class_token)
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, embed_dim, **dd))
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = nn.ModuleList(blocks)
         self.norm = norm
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
@@ -138,8 +138,9 @@ class TokenBackbone(AllOrNothing):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Embeddings, and state-space parameters and biases that timm's rule for vectors does not see."""
-        ends = ("pos_embed", "cls_token", ".A_log", ".D", ".dt_bias", ".conv_bias", ".direction_B")
+        """Embeddings, and the authors' vectors, which are stacked here so that timm's rule does not see them."""
+        ends = ("pos_embed", "cls_token", ".D", ".dt_bias", ".conv_bias", ".direction_B")
+        ends = ends if self.decay_ssm else (*ends, ".A_log")
         return {name for name, _ in self.named_parameters() if name.endswith(ends)}
 
     @torch.jit.ignore
@@ -173,8 +174,8 @@ class TokenBackbone(AllOrNothing):
         self.grid_size = grid
         update_model_input_size(self, img_size)
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Images [B, in_chans, H, W] -> tokens [B, L, C] with positions, the class token in their middle, or a map."""
+    def embed(self, x: Tensor) -> tuple[Tensor, int, int]:
+        """Images [B, in_chans, H, W] -> tokens [B, L, C] with positions, the class token in their middle; the grid."""
         x = self.patch_embed(x)
         B, H, W, _ = x.shape
         pos_embed = resample_pos_embed(self.pos_embed, (H, W), self.grid_size, self.cls_token is not None)
@@ -184,8 +185,7 @@ class TokenBackbone(AllOrNothing):
             x = torch.cat([x[:, :i], self.cls_token.expand(B, -1, -1).to(x.dtype), x[:, i:]], dim=1)
         if self.wide_stream:  # by type promotion, because a traced graph cannot ask for a dtype
             pos_embed = pos_embed + pos_embed.new_zeros(1, dtype=torch.float32)
-        x = x + pos_embed
-        return x.view(B, H, W, self.embed_dim) if self.as_map else x
+        return x + pos_embed, H, W
 
     def forward_intermediates(
             self,
@@ -211,22 +211,19 @@ class TokenBackbone(AllOrNothing):
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt is {output_fmt!r}, but needs 'NCHW' or 'NLC'")
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
-        height, width = self.patch_embed.grid_size(x.shape[2], x.shape[3])
-        x = self.embed(x)
+        x, height, width = self.embed(x)
         intermediates: list[Any] = []
-        blocks = cast(nn.Sequential, self.blocks[:max_index + 1] if stop_early else self.blocks)
-        for i, block in enumerate(blocks):
-            x = checkpoint_seq(nn.Sequential(block), x) if self.grad_checkpointing else block(x)
+        for i, block in enumerate(self.blocks[:max_index + 1] if stop_early else self.blocks):
+            x = checkpoint(block, x, height, width) if self.grad_checkpointing else block(x, height, width)
             if i in take_indices:
                 y = self.norm(x) if norm else x.to(self.pos_embed.dtype)  # the stream may be wider
-                y, token = self._split(y.flatten(1, 2) if self.as_map else y)
+                y, token = self._split(y)
                 if output_fmt == "NCHW":
                     y = y.transpose(1, 2).unflatten(2, (height, width)).contiguous()
                 intermediates.append((y, token) if return_prefix_tokens and token is not None else y)
         if intermediates_only:
             return intermediates
-        x = self.norm(x)
-        return (x.flatten(1, 2) if self.as_map else x), intermediates
+        return self.norm(x), intermediates
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Tokens [B, L, C] -> patches and the class token [B, 1, C], None without one."""
@@ -240,7 +237,7 @@ class TokenBackbone(AllOrNothing):
     ) -> list[int]:
         """Drop what the asked-for feature maps do not need; returns the kept indices."""
         take_indices, max_index = feature_take_indices(len(self.blocks), indices)
-        self.blocks = cast(nn.Sequential, self.blocks[:max_index + 1])
+        self.blocks = self.blocks[:max_index + 1]
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
@@ -249,13 +246,13 @@ class TokenBackbone(AllOrNothing):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, in_chans, H, W] -> normalised tokens [B, L, C], the class token in their middle."""
-        x = self.embed(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.blocks, x)
-        else:
-            x = self.blocks(x)
-        x = self.norm(x)
-        return x.flatten(1, 2) if self.as_map else x
+        x, height, width = self.embed(x)
+        for block in self.blocks:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(block, x, height, width)
+            else:
+                x = block(x, height, width)
+        return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens [B, L, C] -> logits [B, num_classes]."""

@@ -1,11 +1,12 @@
-"""LocalVim: a plain stack of Mamba blocks that walk rows, columns and windows, without a class token.
+"""LocalVim: a plain stack of Mamba blocks that walk rows, columns and windows.
 
 Paper: Huang et al., "LocalMamba: Visual State Space Model with Windowed Selective Scan", arXiv:2403.09338.
 Origin of the weights: https://github.com/hunto/LocalMamba (Apache-2.0). This implementation is our own.
 
 The authors searched four directions for each block. Where height and width differ, the authors' code puts the outputs
 of column scans back at wrong positions; here they go where they came from, so results differ from theirs on such grids
-only. The residual stream is float32 and is rotated by position before each block. Images may have any size of at least
+only. The residual stream is float32. Without a class token it is rotated by position before each block; in the
+``midcls`` models it is not, and every walk has a class token at its middle step. Images may have any size of at least
 one patch: position embedding and rotation are stretched to the grid.
 """
 import re
@@ -56,21 +57,28 @@ def rotate(x: Tensor, grid: int = 14) -> Tensor:
 
 
 class LocalVimBlock(nn.Module):
-    """Rotation of the stream, then a pre-norm residual block; ``[B, H, W, C]`` both ways, in float32 or wider."""
+    """Pre-norm residual block on a stream in float32 or wider; ``[B, L, C]`` both ways.
+
+    Without a class token, L = H * W and the stream is rotated first; with one in the middle, L = H * W + 1.
+    """
 
     def __init__(
-            self, dim: int, d_state: int, scan: str, drop_path: float, device: Any = None,
+            self, dim: int, d_state: int, scan: str, drop_path: float, class_token: bool, device: Any = None,
             dtype: torch.dtype | None = None,
     ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
+        self.rotary = not class_token
         self.norm = RMSNorm(dim, **dd)
+        if class_token:
+            scan = "+".join(f"{walk}_token" for walk in scan.split("+"))
         self.mixer = LocalPathMixer(dim, scan, d_state=d_state, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = rotate(x)
-        return x + self.drop_path(self.mixer(self.norm(x)))
+    def forward(self, x: Tensor, H: int, W: int) -> Tensor:
+        if self.rotary:
+            x = rotate(x.unflatten(1, (H, W))).flatten(1, 2)
+        return x + self.drop_path(self.mixer(self.norm(x), H, W))
 
 
 class LocalVim(TokenBackbone):
@@ -80,13 +88,15 @@ class LocalVim(TokenBackbone):
         img_size: Side, or (height, width), of the images that the position embedding is for.
         in_chans: Input image channels.
         num_classes: Classes; 0 for no classifier.
-        global_pool: "avg", "max" or "avgmax" of the tokens, or "" for none.
+        global_pool: "avg", "max" or "avgmax" of the patches, "token" (the class token), or "" for none.
         embed_dim: Channels; a multiple of 4.
         depth: Blocks.
         d_state: States N per channel.
         scans: Scan order of each block; or one name for all.
+        class_token: Put a class token into the middle of the patches, and do not rotate the stream.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0.
+        decay_ssm: Apply weight decay to ``A_log``, as the authors' recipe does.
 
     Raises:
         ValueError: There are fewer or more ``scans`` than blocks, or one has no such name.
@@ -102,8 +112,10 @@ class LocalVim(TokenBackbone):
             depth: int = 20,
             d_state: int = 16,
             scans: str | Sequence[str] = "local4",
+            class_token: bool = False,
             drop_rate: float = 0.0,
             drop_path_rate: float = 0.0,
+            decay_ssm: bool = True,
             device: Any = None,
             dtype: torch.dtype | None = None,
     ) -> None:
@@ -114,10 +126,11 @@ class LocalVim(TokenBackbone):
         rates = drop_path_rates(drop_path_rate, depth)
         super().__init__(
             PatchEmbed(in_chans, embed_dim, **dd),
-            [LocalVimBlock(embed_dim, d_state, scan, rate, **dd) for scan, rate in zip(scans, rates, strict=True)],
+            [LocalVimBlock(embed_dim, d_state, scan, rate, class_token, **dd)
+             for scan, rate in zip(scans, rates, strict=True)],
             RMSNorm(embed_dim, **dd),
-            embed_dim, False, img_size, in_chans, num_classes, global_pool, drop_rate, as_map=True, wide_stream=True,
-            **dd)
+            embed_dim, class_token, img_size, in_chans, num_classes, global_pool, drop_rate, decay_ssm,
+            wide_stream=True, **dd)
 
     @torch.jit.ignore
     def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:
@@ -177,8 +190,16 @@ default_cfgs = generate_default_cfgs({
         top1=76.2, origin_url=_ORIGIN, url=f"{_ORIGIN}/releases/download/v1.0.0/local_vim_tiny.ckpt", custom_load=True),
     # the file that the authors link to is that of LocalVMamba-S
     "localvim_small.in1k": _cfg(top1=81.1, origin_url=_ORIGIN),
+    "localvim_tiny_midcls.in1k": _cfg(
+        top1=77.8, origin_url=_ORIGIN, url=f"{_ORIGIN}/releases/download/v1.0.0/local_vim_tiny_middle_cls_token.ckpt",
+        custom_load=True),
+    "localvim_small_midcls.untrained": _cfg(),
     "test_localvim.untrained": _cfg(input_size=(3, 96, 96)),
+    "test_localvim_midcls.untrained": _cfg(input_size=(3, 96, 96)),
 })
+
+
+_MIDCLS = {"class_token": True, "global_pool": "token"}
 
 
 def _create_localvim(variant: str, pretrained: bool, model_args: dict[str, Any], kwargs: dict[str, Any]) -> LocalVim:
@@ -198,7 +219,28 @@ def localvim_small(pretrained: bool = False, **kwargs: Any) -> LocalVim:
 
 
 @register_model
+def localvim_tiny_midcls(pretrained: bool = False, **kwargs: Any) -> LocalVim:
+    """LocalVim-T with a class token in the middle: 8.0 M parameters, 77.8 % ImageNet-1K top-1 (published)."""
+    model_args = {"embed_dim": 192, "scans": SEARCHED_SCANS, **_MIDCLS}
+    return _create_localvim("localvim_tiny_midcls", pretrained, model_args, kwargs)
+
+
+@register_model
+def localvim_small_midcls(pretrained: bool = False, **kwargs: Any) -> LocalVim:
+    """LocalVim-S with a class token in the middle: 27.8 M parameters; neither accuracy nor weights are published."""
+    model_args = {"embed_dim": 384, "scans": SEARCHED_SCANS, **_MIDCLS}
+    return _create_localvim("localvim_small_midcls", pretrained, model_args, kwargs)
+
+
+@register_model
 def test_localvim(pretrained: bool = False, **kwargs: Any) -> LocalVim:  # noqa: PT028  (a model, not a test)
     """A minimal LocalVim for tests."""
     model_args = {"img_size": 96, "embed_dim": 48, "depth": 3, "d_state": 4}
     return _create_localvim("test_localvim", pretrained, model_args, kwargs)
+
+
+@register_model
+def test_localvim_midcls(pretrained: bool = False, **kwargs: Any) -> LocalVim:  # noqa: PT028  (a model, not a test)
+    """A minimal LocalVim with a class token for tests."""
+    model_args = {"img_size": 96, "embed_dim": 48, "depth": 3, "d_state": 4, **_MIDCLS}
+    return _create_localvim("test_localvim_midcls", pretrained, model_args, kwargs)

@@ -54,7 +54,7 @@ class PlainMambaStem(nn.Module):
 
 
 class PlainMambaBlock(nn.Module):
-    """Pre-norm residual block, where asked for followed by a depthwise convolution; ``[B, H, W, C]`` both ways."""
+    """Pre-norm residual block, where asked for followed by a depthwise convolution; ``[B, H * W, C]`` both ways."""
 
     def __init__(
             self, dim: int, d_state: int, drop_path: float, dw_conv: bool, as_released: bool, device: Any = None,
@@ -67,8 +67,10 @@ class PlainMambaBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.dw = ConvNorm(dim, dim, 3, groups=dim, act=nn.GELU, **dd) if dw_conv else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dw(x + self.drop_path(self.mixer(self.norm(x))))
+    def forward(self, x: Tensor, H: int, W: int) -> Tensor:
+        # norm and sum are of tokens: on maps of symbolic sizes, torch cannot tell that their strides are contiguous
+        x = x + self.drop_path(self.mixer(self.norm(x).unflatten(1, (H, W))).flatten(1, 2))
+        return self.dw(x.unflatten(1, (H, W))).flatten(1, 2)
 
 
 class PlainMamba(TokenBackbone):
@@ -112,7 +114,7 @@ class PlainMamba(TokenBackbone):
             for i, rate in enumerate(drop_path_rates(drop_path_rate, depth))]
         super().__init__(
             PlainMambaStem(in_chans, embed_dim, stem_convs, **dd), blocks, LayerNorm(embed_dim, eps=1e-6, **dd),
-            embed_dim, False, img_size, in_chans, num_classes, global_pool, drop_rate, as_map=True, **dd)
+            embed_dim, False, img_size, in_chans, num_classes, global_pool, drop_rate, decay_ssm=False, **dd)
 
     @torch.jit.ignore
     def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:

@@ -26,7 +26,7 @@ __all__ = ["Vim"]
 
 
 class VimBlock(nn.Module):
-    """Pre-norm residual block on a stream in float32 or wider; ``[B, L, C] -> [B, L, C]``."""
+    """Pre-norm residual block on a stream in float32 or wider; ``[B, L, C]`` both ways, of any grid."""
 
     def __init__(
             self, dim: int, d_state: int, drop_path: float, device: Any = None, dtype: torch.dtype | None = None,
@@ -37,7 +37,7 @@ class VimBlock(nn.Module):
         self.mixer = BidirectionalMixer(dim, d_state=d_state, **dd)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, H: int, W: int) -> Tensor:
         return x + self.drop_path(self.mixer(self.norm(x)))
 
 
@@ -56,6 +56,7 @@ class Vim(TokenBackbone):
         d_state: States N per channel.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0.
+        decay_ssm: Apply weight decay to ``A_log``, as the authors' recipe does.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Vim(TokenBackbone):
             d_state: int = 16,
             drop_rate: float = 0.0,
             drop_path_rate: float = 0.0,
+            decay_ssm: bool = True,
             device: Any = None,
             dtype: torch.dtype | None = None,
     ) -> None:
@@ -79,7 +81,7 @@ class Vim(TokenBackbone):
             PatchEmbed(in_chans, embed_dim, patch_size, stride, **dd),
             [VimBlock(embed_dim, d_state, rate, **dd) for rate in drop_path_rates(drop_path_rate, depth)],
             RMSNorm(embed_dim, **dd),
-            embed_dim, True, img_size, in_chans, num_classes, global_pool, drop_rate, wide_stream=True, **dd)
+            embed_dim, True, img_size, in_chans, num_classes, global_pool, drop_rate, decay_ssm, wide_stream=True, **dd)
 
     @torch.jit.ignore
     def load_pretrained(self, checkpoint_path: str, prefix: str = "") -> None:
@@ -88,7 +90,7 @@ class Vim(TokenBackbone):
 
 
 # our stacks of both paths, and what the authors call the parameter of the forward and of the backward path
-_STACKS = {
+BOTH_PATHS = {
     "conv_weight": ("conv1d.weight", "conv1d_b.weight"),
     "conv_bias": ("conv1d.bias", "conv1d_b.bias"),
     "x_proj": ("x_proj.weight", "x_proj_b.weight"),
@@ -110,7 +112,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: TokenBackbone) ->
     state = open_envelope(state_dict)
     if not any(k.startswith("blocks.") for k in state):
         state = {re.sub(r"^layers\.", "blocks.", re.sub(r"^norm_f\.", "norm.", k)): v for k, v in state.items()}
-        state = stack_paths(state, _STACKS)
+        state = stack_paths(state, BOTH_PATHS)
     state = fit_pos_embed(state, model)
     require_fit(state, model)
     return state

@@ -5,6 +5,7 @@ A name stands for an order of any H x W grid.  Beyond the registered names there
 * ``NAME_flip``: every walk backwards;
 * ``NAME_t``: the walks of the transposed grid, rows and columns exchanged;
 * ``NAME_turn``: the walks of the grid turned by 180 degrees;
+* ``NAME_token``: the walks with a class token in the middle, see :meth:`ScanOrder.with_token`;
 * ``NAME+NAME+...``: their directions side by side, the shorter walks padded at their end.
 """
 from __future__ import annotations
@@ -48,6 +49,7 @@ class _Scan:
     build: Callable[[int, int, int], Tensor]
     length: Extent = _all_tokens
     copies: int = 1
+    extra: int = 0  # tokens that are none of the grid's
     routes: Callable[[int], tuple[Route, ...]] | None = None
 
 
@@ -166,6 +168,8 @@ def _derived(name: str) -> _Scan:
         return _reversed(name.removesuffix("_flip"))
     if name.endswith("_turn"):
         return _turned(name.removesuffix("_turn"))
+    if name.endswith("_token"):
+        return _with_token(name.removesuffix("_token"))
     if name.endswith("_t"):
         return _transposed(name.removesuffix("_t"))
     numbered = re.fullmatch(r"(\D+)(\d+)", name)
@@ -190,6 +194,13 @@ def _turned(name: str) -> _Scan:
     return replace(_lookup(name), build=build, routes=None)
 
 
+def _with_token(name: str) -> _Scan:
+    scan = _lookup(name)
+    return replace(
+        scan, build=lambda h, w, directions: scan_order(name, (h, w), directions).with_token().index,
+        length=lambda h, w: scan.length(h, w) + 1, extra=scan.extra + 1, routes=None)
+
+
 def _transposed(name: str) -> _Scan:
     scan = _lookup(name)
     return replace(
@@ -201,11 +212,13 @@ def _side_by_side(names: list[str]) -> _Scan:
     scans = [_lookup(name) for name in names]
     if len({scan.copies for scan in scans}) > 1:
         raise ValueError(f"the orders of {'+'.join(names)!r} walk different numbers of copies of the grid")
+    if len({scan.extra for scan in scans}) > 1:
+        raise ValueError(f"the orders of {'+'.join(names)!r} have different numbers of extra tokens")
     return _Scan(
         sum(scan.directions for scan in scans),
         lambda h, w, _: pad_walks([scan_order(name, (h, w)).index for name in names]),
         lambda h, w: reduce(torch.sym_max, [scan.length(h, w) for scan in scans]),
-        scans[0].copies)
+        scans[0].copies, scans[0].extra)
 
 
 def default_directions(name: str) -> int:
@@ -242,7 +255,8 @@ def scan_tokens(name: str, height: int, width: int) -> int:
     Raises:
         ValueError: ``name`` is not registered.
     """
-    return _lookup(name).copies * height * width
+    scan = _lookup(name)
+    return scan.copies * height * width + scan.extra
 
 
 @lru_cache(maxsize=256)
@@ -266,8 +280,8 @@ def scan_order(
 
     Args:
         name: A name of :func:`list_scans`; ``NAME_flip`` for its walks backwards, ``NAME_t`` for those of the
-            transposed grid, ``NAME_turn`` for those of the grid turned by 180 degrees, or several names joined by
-            ``+`` for their directions side by side.
+            transposed grid, ``NAME_turn`` for those of the grid turned by 180 degrees, ``NAME_token`` for those with a
+            class token in the middle, or several names joined by ``+`` for their directions side by side.
         size: Grid size ``(H, W)`` in tokens, each at least 1.
         directions: Number of directions K; None for the order's own.
         device: Where the table lives. Tables are cached per (name, size, directions, device).
