@@ -13,8 +13,6 @@ from vmamba.models.plainmamba import checkpoint_filter_fn, default_cfgs
 from vmamba.ops import selective_scan
 from vmamba.scans import scan_order, step_moves
 
-PARAMETERS = {"plainmamba_l1": 7_551_656, "plainmamba_l2": 26_145_832, "plainmamba_l3": 50_956_456}
-
 
 def official(model):
     """The state dict of a PlainMamba under the names of the official implementation."""
@@ -31,13 +29,6 @@ def official(model):
             key = re.sub(pattern, name, key)
         out[re.sub(r"^head\.", "head.fc.", key) if key.startswith("head.") else f"backbone.{key}"] = value
     return out
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_number_of_parameters(name):
-    model = create_model(name, device="meta")
-    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
-    assert model(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 1000)
 
 
 def our_module(feature):
@@ -101,4 +92,5 @@ def test_an_official_file_loads(tmp_path):
 
 def test_cfgs_say_where_weights_come_from():
     for name, cfg in default_cfgs.items():
-        assert (cfg.default.url or "").startswith("https://huggingface.co/ChenhongyiYang/") == (name in PARAMETERS)
+        released = name.startswith("plainmamba_")
+        assert (cfg.default.url or "").startswith("https://huggingface.co/ChenhongyiYang/") == released
