@@ -1,12 +1,13 @@
 """Modules shared by the model families; channels-last maps [B, H, W, C], or tokens [B, L, C], both ways."""
 from .channel_attention import ChannelAttention, SqueezeExcite
 from .continuous import ContinuousMixer
-from .conv import Conv2dNHWC, ConvNorm
+from .conv import Conv2dNHWC, ConvNorm, DepthwiseConvSiLU
 from .cpe_block import CPEBlock
 from .linear_attention import LinearAttention, MambaLinearAttention
 from .local_ss2d import LocalSS2D
+from .mlp import Mlp
 from .multi_scale import MultiScaleSS2D
-from .norm import RMSNorm
+from .norm import LayerNorm, RMSNorm, add_norm
 from .patch import (
     ConvDownsample,
     ConvStem,
@@ -20,10 +21,12 @@ from .path_mixer import BidirectionalMixer, LocalPathMixer
 from .ss2d import SS2D
 from .ss2d_variants import SS2DVariant
 from .state_fusion import StateFusionSS2D
+from .video_mixer import VideoMixer
 
 __all__ = [
     "SS2D", "BidirectionalMixer", "CPEBlock", "ChannelAttention", "ContinuousMixer", "Conv2dNHWC", "ConvDownsample",
-    "ConvNorm", "ConvStem", "InvertedDownsample", "LinearAttention", "LocalPathMixer", "LocalSS2D",
-    "MambaLinearAttention", "MultiScaleSS2D", "PatchEmbed", "PatchMerging", "PatchStem", "RMSNorm", "ResidualStem",
-    "SS2DVariant", "SqueezeExcite", "StateFusionSS2D",
+    "ConvNorm", "ConvStem", "DepthwiseConvSiLU", "InvertedDownsample", "LayerNorm", "LinearAttention",
+    "LocalPathMixer", "LocalSS2D", "MambaLinearAttention", "Mlp", "MultiScaleSS2D", "PatchEmbed", "PatchMerging",
+    "PatchStem", "RMSNorm", "ResidualStem", "SS2DVariant", "SqueezeExcite", "StateFusionSS2D", "VideoMixer",
+    "add_norm",
 ]
