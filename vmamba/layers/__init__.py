@@ -1,13 +1,12 @@
 """Modules shared by the model families; channels-last maps [B, H, W, C], or tokens [B, L, C], both ways."""
 from .channel_attention import ChannelAttention, SqueezeExcite
 from .continuous import ContinuousMixer
-from .conv import Conv2dNHWC, ConvNorm, DepthwiseConvSiLU
+from .conv import Conv2dNHWC, ConvNorm
 from .cpe_block import CPEBlock
 from .linear_attention import LinearAttention, MambaLinearAttention
 from .local_ss2d import LocalSS2D
-from .mlp import Mlp
 from .multi_scale import MultiScaleSS2D
-from .norm import LayerNorm, RMSNorm, add_norm
+from .norm import RMSNorm
 from .patch import (
     ConvDownsample,
     ConvStem,
@@ -25,8 +24,7 @@ from .video_mixer import VideoMixer
 
 __all__ = [
     "SS2D", "BidirectionalMixer", "CPEBlock", "ChannelAttention", "ContinuousMixer", "Conv2dNHWC", "ConvDownsample",
-    "ConvNorm", "ConvStem", "DepthwiseConvSiLU", "InvertedDownsample", "LayerNorm", "LinearAttention",
-    "LocalPathMixer", "LocalSS2D", "MambaLinearAttention", "Mlp", "MultiScaleSS2D", "PatchEmbed", "PatchMerging",
-    "PatchStem", "RMSNorm", "ResidualStem", "SS2DVariant", "SqueezeExcite", "StateFusionSS2D", "VideoMixer",
-    "add_norm",
+    "ConvNorm", "ConvStem", "InvertedDownsample", "LinearAttention", "LocalPathMixer", "LocalSS2D",
+    "MambaLinearAttention", "MultiScaleSS2D", "PatchEmbed", "PatchMerging", "PatchStem", "RMSNorm", "ResidualStem",
+    "SS2DVariant", "SqueezeExcite", "StateFusionSS2D", "VideoMixer",
 ]
