@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 from timm.data import FastCollateMixup, create_loader
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import UserError
 from .augmentation import albumentations_from_arguments
+from .order import EpochBatches, SeededDataset, SeededLoader, hold_signals
 
 __all__ = ["create_eval_loader", "create_mixup", "create_train_loader"]
 
@@ -34,8 +35,7 @@ def create_train_loader(
 ) -> Any:
     """Returns the loader of the training split: shuffled, augmented, whole batches only.
 
-    Worker processes are started anew each epoch. So what an epoch draws depends on the seed set at its beginning
-    alone, and a resumed run continues exactly like an uninterrupted one.
+    Its `loader` is a `SeededLoader`, which can begin at any batch of any epoch.
 
     Raises:
         UserError: the split is smaller than one batch, or `--aug-config` does not fit.
@@ -60,12 +60,10 @@ def create_train_loader(
         vflip=args.vflip,
         color_jitter=args.color_jitter,
         auto_augment=args.aa,
-        num_aug_repeats=args.aug_repeats,
         interpolation=args.train_interpolation or data_config["interpolation"],
         mean=data_config["mean"],
         std=data_config["std"],
         num_workers=args.workers,
-        distributed=args.distributed,
         collate_fn=collate_fn,
         pin_memory=device.type == "cuda",
         device=device,
@@ -73,7 +71,23 @@ def create_train_loader(
     )
     if transform is not None:
         dataset.transform = transform       # in the place of the one timm has just put there
+    loader.loader = SeededLoader(_ordered(loader.loader, args), args.seed, args.rank)
     return loader
+
+
+def _ordered(loader: DataLoader, args: Namespace) -> DataLoader:
+    """Returns timm's loader with our order of the images; readers that cannot seek keep their own."""
+    if isinstance(loader.dataset, IterableDataset):
+        if args.aug_repeats > 1:
+            raise UserError("--aug-repeats needs a dataset whose images can be read in any order")
+        loader.worker_init_fn = hold_signals
+        return loader
+    dataset = SeededDataset(loader.dataset, args.max_unreadable)
+    batches = EpochBatches(len(dataset), args.batch_size, seed=args.seed, rank=args.rank, world_size=args.world_size,
+                           repeats=max(1, args.aug_repeats))
+    # processes are started anew each epoch: the seeds come with the indices, so nothing else tells epochs apart
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=loader.collate_fn, num_workers=args.workers,
+                      pin_memory=loader.pin_memory, worker_init_fn=hold_signals)
 
 
 def create_eval_loader(

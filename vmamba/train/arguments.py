@@ -168,7 +168,7 @@ def _add_augmentation(group: argparse._ArgumentGroup) -> None:
     add("--vflip", type=float, default=0.0, metavar="P", help="probability of a vertical flip")
     add("--color-jitter", type=float, default=0.4, metavar="X", help="colour jitter")
     add("--aa", metavar="NAME", help="AutoAugment, RandAugment or AugMix policy, such as rand-m9-mstd0.5-inc1")
-    add("--aug-repeats", type=int, default=0, metavar="N", help="repeated augmentation (only under torchrun)")
+    add("--aug-repeats", type=int, default=0, metavar="N", help="repeated augmentation: times each image comes")
     add("--reprob", type=float, default=0.0, metavar="P", help="probability of random erasing")
     add("--remode", choices=("const", "rand", "pixel"), default="pixel", help="what random erasing fills with")
     add("--recount", type=int, default=1, metavar="N", help="erased regions an image")
@@ -185,13 +185,23 @@ def _add_augmentation(group: argparse._ArgumentGroup) -> None:
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    add("--print-config", action="store_true", help="print the resolved options as YAML and do nothing else")
     add("--output", default="runs", metavar="DIR", help="folder of the run directories")
     add("--experiment", default="", metavar="NAME", help="name of the run directory (default: time and model)")
     add("--resume", metavar="RUN", help="run directory to continue; its own options are used, flags override them")
+    add("--auto-resume", action=_Bool, default=False, help="continue the run of --experiment if there is one")
     add("--overwrite", action=_Bool, default=False, help="replace the run that the run directory holds")
+    add("--recovery-interval", type=int, default=0, metavar="N",
+        help="save the state each N steps; 0: only after epochs and when asked to stop")
+    add("--checkpoint-interval", type=int, default=0, metavar="N", help="keep the weights of each Nth epoch; 0: none")
+    add("--max-skipped-steps", type=int, default=0, metavar="N",
+        help="leave out and report up to N steps whose gradients are not finite; 0: stop at the first")
+    add("--max-unreadable", type=int, default=0, metavar="N",
+        help="replace and report up to N training images an epoch that cannot be read; 0: stop at the first")
     add("--seed", type=int, default=42, metavar="N", help="random seed")
     add("--threads", type=int, metavar="N", help="CPU threads of PyTorch in the main process (default: its own choice)")
-    add("--log-interval", type=int, default=10, metavar="N", help="steps between updates of the progress bar")
+    add("--log-interval", type=int, default=10, metavar="N", help="steps between rows of steps.csv")
+    add("--tensorboard", action=_Bool, default=False, help="write events for TensorBoard as well")
 
 
 def parse_train_arguments(argv: Sequence[str] | None, recipes: Path | None = None) -> argparse.Namespace:
@@ -207,6 +217,7 @@ def parse_train_arguments(argv: Sequence[str] | None, recipes: Path | None = Non
     """
     parser = train_parser()
     first = parser.parse_args(argv)
+    _find_run(first)
     config: str | Path | None = first.config
     if first.resume and config:
         raise UserError("--resume uses the options of its run: leave --config out")
@@ -222,11 +233,23 @@ def parse_train_arguments(argv: Sequence[str] | None, recipes: Path | None = Non
             values["stop_epoch"] = None     # the earlier stop is what is being resumed
         parser.set_defaults(**values)
     args = parser.parse_args(argv)
+    args.resume = first.resume
     args.config = str(config) if config else None
     if not args.dataset and not args.data_dir:
         raise UserError("no dataset: give --data-dir FOLDER or --dataset NAME")
     _check_ranges(args)
     return args
+
+
+def _find_run(first: argparse.Namespace) -> None:
+    """With `--auto-resume`, turns the first command line of a run into one that continues it."""
+    if not first.auto_resume:
+        return
+    if not first.experiment or first.resume or first.overwrite:
+        raise UserError("--auto-resume needs --experiment NAME, and neither --resume nor --overwrite")
+    run = RunDirectory(Path(first.output) / first.experiment)
+    if run.arguments.is_file():
+        first.resume, first.config = str(run.path), None
 
 
 def _check_ranges(args: argparse.Namespace) -> None:
@@ -236,7 +259,9 @@ def _check_ranges(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-    for name in ("workers", "seed", "warmup_epochs", "cooldown_epochs", "lr", "lr_base", "min_lr", "weight_decay"):
+    for name in ("workers", "seed", "aug_repeats", "recovery_interval", "checkpoint_interval", "max_skipped_steps",
+                 "max_unreadable", "warmup_epochs", "cooldown_epochs", "lr",
+                 "lr_base", "min_lr", "weight_decay"):
         value = getattr(args, name)
         if value is not None and value < 0:
             raise UserError(f"--{name.replace('_', '-')} must not be negative, not {value}")

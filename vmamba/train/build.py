@@ -1,6 +1,6 @@
 """Builds what a training run consists of from its options. Nothing here writes a file."""
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from timm.utils import NativeScaler
 
 from ..data import class_names, create_dataset, create_eval_loader, create_train_loader, dataset_errors
 from ..data.loaders import create_mixup
+from ..data.order import seed_all
 from ..errors import UserError, near_names
 from .checkpoint import Description, load_weights
-from .loop import Optimisation, seed_epoch
+from .loop import Optimisation, Progress
 from .model import build_classifier, data_config_for, model_arguments
 from .run_directory import RunDirectory
 
@@ -32,9 +33,9 @@ class Run:
         optimisation: optimiser, schedule, loss scaler.
         train_loader, eval_loader: the two splits.
         description: what the checkpoints say about the model.
-        epoch: epochs trained so far.
         epochs: epochs of the whole schedule, warm-up prefix and cool-down included.
-        best: best validation top-1 so far, percent.
+        steps: steps of the optimiser in an epoch.
+        progress: how far the run is.
     """
 
     args: argparse.Namespace
@@ -44,9 +45,9 @@ class Run:
     train_loader: Any
     eval_loader: Any
     description: Description
-    epoch: int = 0
-    epochs: int = 0
-    best: float = -1.0
+    epochs: int
+    steps: int
+    progress: Progress = field(default_factory=Progress)
 
 
 def build_run(args: argparse.Namespace, directory: RunDirectory, device: torch.device) -> Run:
@@ -62,7 +63,7 @@ def build_run(args: argparse.Namespace, directory: RunDirectory, device: torch.d
     """
     if not args.model:
         raise UserError("no model: give --model NAME")
-    seed_epoch(args.seed, -1, args.rank)
+    seed_all(args.seed)
     train_set, eval_set, names = _create_datasets(args)
     num_classes = args.num_classes or (len(names) if names else None)
     if names and num_classes and num_classes < len(names):
@@ -86,10 +87,11 @@ def build_run(args: argparse.Namespace, directory: RunDirectory, device: torch.d
         eval_set, data_config, device, batch_size=args.validation_batch_size or args.batch_size,
         workers=args.workers, distributed=args.distributed)
     task = _create_task(args, model, device, soft_targets=mixup is not None)
-    optimisation, epochs = _create_optimisation(args, model, len(train_loader))
+    steps = -(-len(train_loader) // args.grad_accum_steps)
+    optimisation, epochs = _create_optimisation(args, model, steps)
     if args.distributed:
         task.prepare_distributed(device_ids=[device] if device.type == "cuda" else None)
-    return Run(args, directory, task, optimisation, train_loader, eval_loader, description, epochs=epochs)
+    return Run(args, directory, task, optimisation, train_loader, eval_loader, description, epochs, steps)
 
 
 def _create_datasets(args: argparse.Namespace) -> tuple[Any, Any, list[str] | None]:
@@ -133,7 +135,7 @@ def _create_task(
     return task
 
 
-def _create_optimisation(args: argparse.Namespace, model: Any, batches: int) -> tuple[Optimisation, int]:
+def _create_optimisation(args: argparse.Namespace, model: Any, steps: int) -> tuple[Optimisation, int]:
     """Creates optimiser, schedule and loss scaler; returns them and the epochs of the whole schedule."""
     if args.lr is None:
         ratio = args.batch_size * args.world_size * args.grad_accum_steps / args.lr_base_size
@@ -144,8 +146,7 @@ def _create_optimisation(args: argparse.Namespace, model: Any, batches: int) -> 
         known = [str(name) for name in list_optimizers()]
         near = near_names(args.opt, known) if args.opt not in known else ""
         raise UserError(f"cannot create optimiser {args.opt}: {error}{near}") from error
-    updates = -(-batches // args.grad_accum_steps)
-    scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=updates)
+    scheduler, epochs = create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=steps)
     needs_scaler = args.amp and args.amp_dtype == "float16"
     scaler = NativeScaler(device=torch.device(args.device).type) if needs_scaler else None
     scheduler.step_update(0)

@@ -10,7 +10,7 @@ from ..errors import UserError, near_names, require
 __all__ = ["dump_config", "load_config"]
 
 # flags that say how to start a run, not what it is
-_NOT_OPTIONS = ("help", "config", "resume", "overwrite")
+_NOT_OPTIONS = ("help", "config", "resume", "auto_resume", "overwrite", "print_config")
 
 
 def load_config(path: str | Path, parser: argparse.ArgumentParser) -> dict[str, Any]:

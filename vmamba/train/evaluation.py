@@ -1,4 +1,5 @@
 """Evaluates a classifier on a split: loss, top-1, top-5 and the confusion matrix, by torchmetrics."""
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,7 @@ def evaluate(
     autocast: AbstractContextManager,
     channels_last: bool = False,
     progress: bool = False,
+    between: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Runs `model` over `loader`. Under `torchrun` every image of the split counts exactly once.
 
@@ -59,6 +61,7 @@ def evaluate(
         autocast: context the forward pass runs in.
         channels_last: memory format of the input.
         progress: show a bar if stderr is a terminal.
+        between: called before each batch; what it raises ends the evaluation.
 
     Raises:
         UserError: torchmetrics is missing, the split is empty, or has labels the model has no class for.
@@ -78,6 +81,7 @@ def evaluate(
     model.eval()
     bar = require("tqdm").tqdm(loader, desc="validation", unit="batch", leave=False, disable=None if progress else True)
     for images, labels in bar:
+        between()
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with autocast:

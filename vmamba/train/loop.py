@@ -1,20 +1,23 @@
-"""One epoch of training over a `timm.task.TrainingTask`."""
+"""One epoch of training over a `timm.task.TrainingTask`, from any step of it on."""
 import math
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from timm.task import TrainingTask
-from timm.utils import NativeScaler, dispatch_clip_grad, random_seed
+from timm.utils import NativeScaler, dispatch_clip_grad
+from torch import Tensor
 
+from ..data.order import seed_all
 from ..errors import UserError, require
+from .stop import StoppedRun, StopRequest
 
-__all__ = ["Optimisation", "create_autocast", "seed_epoch", "train_one_epoch"]
+__all__ = ["EpochTrainer", "Optimisation", "Progress", "create_autocast"]
 
 
 @dataclass
@@ -25,13 +28,11 @@ class Optimisation:
         optimizer: from timm's factory.
         scheduler: timm scheduler of the learning rate.
         scaler: loss scaler for float16, else None.
-        updates: optimiser steps made so far.
     """
 
     optimizer: torch.optim.Optimizer
     scheduler: Any
     scaler: NativeScaler | None = None
-    updates: int = 0
 
     @property
     def lr(self) -> float:
@@ -39,13 +40,34 @@ class Optimisation:
         return max(group["lr"] for group in self.optimizer.param_groups)
 
 
-def seed_epoch(seed: int, epoch: int, rank: int = 0) -> None:
-    """Seeds Python, NumPy and PyTorch for one epoch and process; -1 is the time before the first epoch.
+@dataclass
+class Progress:
+    """How far a run is. A step is one step of the optimiser.
 
-    All randomness of an epoch follows from these three numbers, so a run that was resumed draws the same as one
-    that was not.
+    Attributes:
+        epoch: epochs finished.
+        step: steps made in the current epoch.
+        loss_sum: sum of the losses of its steps that were finite.
+        losses: how many those are.
+        skipped: steps of the whole run that were left out, because they were not finite.
+        best: best validation top-1 so far, percent.
     """
-    random_seed(int(np.random.SeedSequence([seed, epoch + 1, rank]).generate_state(1)[0]))
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    losses: int = 0
+    skipped: int = 0
+    best: float = -1.0
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss of the current epoch so far."""
+        return self.loss_sum / self.losses if self.losses else math.nan
+
+    def next_epoch(self) -> None:
+        """Goes to the beginning of the next epoch."""
+        self.epoch, self.step, self.loss_sum, self.losses = self.epoch + 1, 0, 0.0, 0
 
 
 def create_autocast(args: Namespace, device: torch.device) -> AbstractContextManager:
@@ -53,71 +75,178 @@ def create_autocast(args: Namespace, device: torch.device) -> AbstractContextMan
     return torch.autocast(device.type, dtype=getattr(torch, args.amp_dtype)) if args.amp else nullcontext()
 
 
-def train_one_epoch(
-    task: TrainingTask,
-    loader: Any,
-    optimisation: Optimisation,
-    args: Namespace,
-    epoch: int,
-    autocast: AbstractContextManager,
-) -> dict[str, float]:
-    """Trains for one epoch with gradient accumulation, clipping, loss scaling and EMA as `args` say.
+@dataclass
+class EpochTrainer:
+    """Trains one epoch, or what is left of it, with gradient accumulation, clipping, loss scaling and EMA.
 
-    Returns:
-        loss: mean training loss; images_per_second: images of all processes.
-
-    Raises:
-        UserError: the loss is not finite.
+    Attributes:
+        task: model, loss and EMA.
+        loader: timm's prefetching loader around a `vmamba.data.order.SeededLoader`.
+        steps: steps of a whole epoch.
+        optimisation: what moves the weights.
+        args: options of the run.
+        autocast: context of the forward passes.
+        stop: whether the run is asked to stop.
+        save: writes the state of the run.
+        log: takes (epoch, step, loss, learning rate) each `--log-interval` steps.
     """
-    task.train()
-    # adaptive clipping leaves the classifier alone, as timm does
-    parameters = list(task.get_clip_parameters(exclude_head=args.clip_mode == "agc"))
-    loss_sum = torch.zeros((), device=args.device)
-    steps, images, start = len(loader), 0, time.perf_counter()
-    # bars only on terminals (None) and only from the first process; elsewhere the line at the epoch's end is enough
-    bar = require("tqdm").tqdm(loader, desc=f"epoch {epoch + 1}/{args.epochs}", unit="batch", leave=False,
-                               disable=True if args.rank else None, file=sys.stderr)
-    optimisation.optimizer.zero_grad()
-    for step, (inputs, targets) in enumerate(bar):
-        group = step // args.grad_accum_steps * args.grad_accum_steps
-        accumulated = min(args.grad_accum_steps, steps - group)
-        update = step + 1 == group + accumulated
-        if args.channels_last:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with nullcontext() if update else task.no_sync():
-            with autocast:
-                loss = task(inputs, targets)["loss"]
-            _backward(loss / accumulated, optimisation, parameters, args, update)
-        loss_sum += loss.detach()
-        images += len(inputs) * args.world_size
-        if update:
-            optimisation.optimizer.zero_grad()
-            optimisation.updates += 1
-            task.update_ema(step=optimisation.updates)
-            optimisation.scheduler.step_update(optimisation.updates)
-        if step % args.log_interval == 0 and not bar.disable:
-            bar.set_postfix(loss=f"{loss.item():.3f}", lr=f"{optimisation.lr:.1e}")
-    mean = loss_sum.item() / steps
-    if not math.isfinite(mean):
-        raise UserError(f"the training loss became {mean} in epoch {epoch + 1}: a lower --lr or --clip-grad may help; "
-                        "the last checkpoint is from before")
-    return {"loss": mean, "images_per_second": images / (time.perf_counter() - start)}
 
+    task: TrainingTask
+    loader: Any
+    steps: int
+    optimisation: Optimisation
+    args: Namespace
+    autocast: AbstractContextManager
+    stop: StopRequest
+    save: Callable[[], None]
+    log: Callable[[int, int, float, float], None]
+    _pending: list[Tensor] = field(default_factory=list)
 
-def _backward(
-    loss: torch.Tensor,
-    optimisation: Optimisation,
-    parameters: list[torch.nn.Parameter],
-    args: Namespace,
-    update: bool,
-) -> None:
-    """Adds the gradients of `loss`; on `update` clips them and steps."""
-    if optimisation.scaler is not None:
-        optimisation.scaler(loss, optimisation.optimizer, clip_grad=args.clip_grad, clip_mode=args.clip_mode,
-                            parameters=parameters, need_update=update)
-        return
-    loss.backward()
-    if update:
+    def train(self, progress: Progress) -> float:
+        """Makes the steps from `progress.step` on to the end of the epoch.
+
+        All that is drawn at random follows from seed, epoch, step and process, so it does not matter where an epoch
+        began.
+
+        Returns:
+            Images of all processes a second.
+
+        Raises:
+            UserError: a loss is not finite, or more of them than `--max-skipped-steps`.
+            StoppedRun: somebody asked for it; the state is saved.
+        """
+        args = self.args
+        self.task.train()
+        # adaptive clipping leaves the classifier alone, as timm does
+        parameters = list(self.task.get_clip_parameters(exclude_head=args.clip_mode == "agc"))
+        images = args.batch_size * args.world_size * args.grad_accum_steps      # a step
+        # bars only on terminals (None) and only from the first process; elsewhere the line at the epoch's end is enough
+        bar = require("tqdm").tqdm(total=self.steps * images, initial=progress.step * images, unit="img",
+                                   unit_scale=True, desc=f"epoch {progress.epoch + 1}/{args.epochs}", leave=False,
+                                   disable=True if args.rank else None, file=sys.stderr)
+        self.loader.loader.set_position(progress.epoch, progress.step * args.grad_accum_steps)
+        batches, first, start = iter(self.loader), progress.step, time.perf_counter()
+        self._pending.clear()
+        with bar:
+            while progress.step < self.steps and self._step(batches, parameters, progress):
+                bar.update(images)
+                progress.step += 1
+                last = progress.step == self.steps
+                if last or progress.step % args.log_interval == 0:
+                    self._log(progress, bar)
+                if not last:
+                    self._save(progress)
+        trained = progress.step - first
+        self._flush(progress)
+        progress.step = self.steps      # a reader that guessed its length may have ended before
+        return trained * images / (time.perf_counter() - start)
+
+    def _step(self, batches: Iterator[tuple[Tensor, Tensor]], parameters: list[Any], progress: Progress) -> bool:
+        """Makes one step of the optimiser; returns False if there are no more batches."""
+        accumulate = self.args.grad_accum_steps
+        count = min(accumulate, len(self.loader) - progress.step * accumulate)
+        total = torch.zeros((), device=self.args.device)
+        self.optimisation.optimizer.zero_grad()
+        for part in range(count):
+            try:
+                batch = next(batches, None)
+            except Exception:       # of the data: what has been trained so far is good
+                if not self.args.distributed:
+                    self._flush(progress)
+                    self.save()
+                raise
+            if batch is None:
+                return False
+            inputs, targets = batch
+            if self.args.channels_last:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            seed_all(self.args.seed, progress.epoch, self.args.rank, progress.step * accumulate + part, 1)
+            last = part + 1 == count
+            with nullcontext() if last else self.task.no_sync():
+                with self.autocast:
+                    loss = self.task(inputs, targets)["loss"]
+                stepped = self._backward(loss / count, parameters, last)
+            total += loss.detach() / count
+        self._pending.append(total)
+        done = progress.epoch * self.steps + progress.step + 1
+        if stepped:
+            self.task.update_ema(step=done)
+        else:
+            self._skip(progress)
+        self.optimisation.scheduler.step_update(done)
+        return True
+
+    def _backward(self, loss: Tensor, parameters: list[Any], update: bool) -> bool:
+        """Adds the gradients of `loss`; on `update` clips them and steps. Returns False if that step was left out."""
+        args, optimizer, scaler = self.args, self.optimisation.optimizer, self.optimisation.scaler
+        if scaler is not None:      # it leaves out steps that are not finite by itself
+            scaler(loss, optimizer, clip_grad=args.clip_grad, clip_mode=args.clip_mode, parameters=parameters,
+                   need_update=update)
+            return True
+        loss.backward()
+        if not update:
+            return True
+        if args.max_skipped_steps:
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            # the same in every process: the gradients have been averaged
+            if not torch.nn.utils.get_total_norm(gradients).isfinite():
+                return False
         if args.clip_grad is not None:
             dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
-        optimisation.optimizer.step()
+        optimizer.step()
+        return True
+
+    def _skip(self, progress: Progress) -> None:
+        """Counts and reports a step that was left out."""
+        progress.skipped += 1
+        where = f"step {progress.step + 1} of {self.steps} in epoch {progress.epoch + 1}"
+        if progress.skipped > self.args.max_skipped_steps:
+            raise UserError(f"the gradients of {where} are not finite, and --max-skipped-steps "
+                            f"{self.args.max_skipped_steps} are left out already; the last checkpoint is from before")
+        if self.args.rank == 0:
+            print(f"warning: {where} is left out: its gradients are not finite ({progress.skipped} of at most "
+                  f"{self.args.max_skipped_steps})", file=sys.stderr, flush=True)
+
+    def _flush(self, progress: Progress) -> float:
+        """Adds the losses of the last steps to the sum; returns the latest, the mean over all processes."""
+        if not self._pending:
+            return math.nan
+        values = torch.stack(self._pending)
+        if self.args.distributed:
+            torch.distributed.all_reduce(values)
+            values /= self.args.world_size
+        begin = progress.step - len(self._pending)
+        losses = values.tolist()
+        self._pending.clear()
+        for number, loss in enumerate(losses, begin + 1):
+            if math.isfinite(loss):
+                progress.loss_sum += loss
+                progress.losses += 1
+            elif not self.args.max_skipped_steps:
+                raise UserError(f"the training loss became {loss} at step {number} of {self.steps} in epoch "
+                                f"{progress.epoch + 1}: a lower --lr or --clip-grad may help, --max-skipped-steps N "
+                                "leaves such steps out; the last checkpoint is from before")
+        return losses[-1]
+
+    def _log(self, progress: Progress, bar: Any) -> None:
+        """Reports the step that has just been made."""
+        loss, lr = self._flush(progress), self.optimisation.lr
+        if self.args.rank == 0:
+            self.log(progress.epoch, progress.step, loss, lr)
+        if not bar.disable:
+            device = torch.device(self.args.device)
+            memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+            bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", **({"GiB": f"{memory:.1f}"} if memory else {}))
+
+    def _save(self, progress: Progress) -> None:
+        """Saves between two steps, if it is time to or the run has to stop."""
+        args = self.args
+        # processes agree when they meet anyway
+        ask = not args.distributed or progress.step % args.log_interval == 0
+        stopping = ask and self.stop.agreed(args.distributed, torch.device(args.device))
+        due = args.recovery_interval and progress.step % args.recovery_interval == 0
+        if stopping or due:
+            self._flush(progress)
+            self.save()
+        if stopping:
+            raise StoppedRun

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..errors import require
 from .run_directory import RunDirectory, atomic_path
 
-__all__ = ["next_commands", "plot_confusion", "plot_curves", "read_confusion", "write_confusion"]
+__all__ = ["next_commands", "plot_confusion", "plot_curves", "read_confusion", "write_classes",
+           "write_confusion"]
 
 
 def plot_curves(run: RunDirectory) -> None:
@@ -50,6 +51,20 @@ def write_confusion(path: Path, confusion: Tensor, names: list[str]) -> None:
         writer = csv.writer(file)
         writer.writerow(["true \\ predicted", *names])
         writer.writerows([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
+
+
+def write_classes(path: Path, confusion: Tensor, names: list[str]) -> None:
+    """Writes precision, recall, F1 (percent) and images of each class, from a confusion matrix [C, C], as CSV."""
+    right, true, predicted = confusion.diagonal().tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist()
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", "images", "predicted", "right", "precision", "recall", "f1"])
+        for name, *row in zip(names, true, predicted, right, strict=True):
+            images, guesses, good = row
+            # a class without images, or never predicted, has no such share
+            shares = [f"{100 * part / whole:.2f}" if whole else ""
+                      for part, whole in ((good, guesses), (good, images), (2 * good, images + guesses))]
+            writer.writerow([name, *row, *shares])
 
 
 def read_confusion(path: Path) -> tuple[Tensor, list[str]]:

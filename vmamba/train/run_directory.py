@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import UserError
 
-__all__ = ["RunDirectory", "atomic_path", "check_writable", "make_folder"]
+__all__ = ["RunDirectory", "atomic_path", "check_writable", "make_folder", "sync_folder"]
 
 
 class RunDirectory:
@@ -22,11 +22,16 @@ class RunDirectory:
         if self.path.name == "resume.pt":
             self.path = self.path.parent
         self.arguments = self.path / "args.yaml"                # every option of the run
+        self.environment = self.path / "environment.json"       # commands, versions, commit
         self.summary = self.path / "summary.csv"                # one row an epoch
+        self.steps = self.path / "steps.csv"                    # one row each --log-interval steps
+        self.events = self.path / "tensorboard"                 # with --tensorboard
         self.curves = self.path / "curves.png"
         self.confusion_table = self.path / "confusion.csv"      # of the best epoch
         self.confusion = self.path / "confusion.png"
+        self.classes = self.path / "classes.csv"                # of the best epoch
         self.state = self.path / "resume.pt"                    # everything needed to continue
+        self.previous_state = self.path / "resume_previous.pt"  # the one before
         self.last = self.path / "last.safetensors"
         self.best = self.path / "model_best.safetensors"
         self.last_ema = self.path / "last_ema.safetensors"
@@ -35,21 +40,31 @@ class RunDirectory:
     @property
     def files(self) -> list[Path]:
         """All files a run may hold."""
-        return [self.arguments, self.summary, self.curves, self.confusion_table, self.confusion, self.state,
-                self.last, self.best, self.last_ema, self.best_ema]
+        kept = sorted(self.path.glob("epoch_[0-9][0-9][0-9][0-9].safetensors"))
+        return [self.arguments, self.environment, self.summary, self.steps, self.curves, self.confusion_table,
+                self.confusion, self.classes, self.state, self.previous_state, self.damaged_state, self.last, self.best,
+                self.last_ema, self.best_ema, *kept]
+
+    @property
+    def damaged_state(self) -> Path:
+        """Where a state that cannot be read is put aside."""
+        return self.path / "resume_damaged.pt"
+
+    def epoch_weights(self, epoch: int) -> Path:
+        """Weights that are kept from the end of this epoch, counted from 1."""
+        return self.path / f"epoch_{epoch:04}.safetensors"
 
     def existing(self) -> "RunDirectory":
-        """Returns itself if it holds a run that can be resumed, else raises a `UserError`."""
+        """Returns itself if it holds a run, even one that saved no state yet, else raises a `UserError`."""
         if not self.path.exists():
             raise UserError(f"run directory {self.path} does not exist")
-        for file in (self.arguments, self.state):
-            if not file.is_file():
-                raise UserError(f"{self.path} holds no run to resume: {file.name} is missing")
+        if not self.arguments.is_file():
+            raise UserError(f"{self.path} holds no run to resume: {self.arguments.name} is missing")
         return self
 
     def refuse_existing(self) -> None:
         """Raises a `UserError` if the directory already holds a run: anything that took an epoch to make."""
-        if any(file.exists() for file in self.files if file != self.arguments):
+        if any(file.exists() for file in self.files if file not in (self.arguments, self.environment, self.steps)):
             raise UserError(f"{self.path} already holds a run: continue it with --resume {self.path}, "
                             "replace it with --overwrite, or choose another --experiment")
 
@@ -62,6 +77,9 @@ class RunDirectory:
         make_folder(self.path)
         for file in self.files:
             file.unlink(missing_ok=True)
+        if self.events.is_dir():
+            for file in self.events.glob("events.out.tfevents.*"):
+                file.unlink()
 
 
 def check_writable(folder: Path) -> None:
@@ -86,16 +104,38 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, previous: Path | None = None) -> Iterator[Path]:
     """Gives a temporary path beside `path` to write to, and moves it to `path` when that went well.
 
-    Whatever interrupts the writing, `path` is either the old file or the whole new one.
+    Whatever interrupts the writing, `path` is either the old file or the whole new one, on the disk and not only in
+    the system's memory.
+
+    Args:
+        path: the file.
+        previous: what the old file is renamed to. Between the two renames there is no `path`, but this.
+
+    Raises:
+        UserError: the file cannot be written, the disk is full for example. The old file stays.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the renames in `folder` last through a crash of the machine."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
