@@ -25,7 +25,9 @@ ALLOWED = {
     "vmamba.models": {"vmamba.layers", "vmamba.ops", "vmamba.scans", "vmamba._timm"},
     "vmamba.data": {"vmamba.errors", "vmamba._timm"},
     "vmamba.train": {"vmamba.data", "vmamba.models", "vmamba.errors", "vmamba._timm", "vmamba"},
-    "vmamba.tasks": {"vmamba.models", "vmamba.layers", "vmamba.ops", "vmamba.scans", "vmamba._timm"},
+    "vmamba.tasks": {
+        "vmamba.models", "vmamba.layers", "vmamba.ops", "vmamba.scans", "vmamba.data", "vmamba.train", "vmamba.errors",
+        "vmamba._timm", "vmamba"},
     "vmamba.openmmlab": {"vmamba.models", "vmamba.data", "vmamba.errors", "vmamba._timm", "vmamba"},
     "vmamba": {"vmamba.models"},
 }
