@@ -20,11 +20,13 @@ from .path_mixer import BidirectionalMixer, LocalPathMixer
 from .ss2d import SS2D
 from .ss2d_variants import SS2DVariant
 from .state_fusion import StateFusionSS2D
+from .support_query import SupportQueryScan
 from .video_mixer import VideoMixer
 
 __all__ = [
     "SS2D", "BidirectionalMixer", "CPEBlock", "ChannelAttention", "ContinuousMixer", "Conv2dNHWC", "ConvDownsample",
     "ConvNorm", "ConvStem", "InvertedDownsample", "LinearAttention", "LocalPathMixer", "LocalSS2D",
     "MambaLinearAttention", "MultiScaleSS2D", "PatchEmbed", "PatchMerging", "PatchStem", "RMSNorm", "ResidualStem",
-    "SS2DVariant", "SqueezeExcite", "StateFusionSS2D", "VideoMixer",
+    "SS2DVariant", "SqueezeExcite", "StateFusionSS2D",
+    "SupportQueryScan", "VideoMixer",
 ]

@@ -2,6 +2,7 @@
 from . import atrous, curves, dimsum, grid, hierarchical, seeded, windowed  # noqa: F401  (registers their orders)
 from .continuous import step_moves
 from .order import ScanOrder
+from .recap import recap_order
 from .registry import (
     Route,
     default_directions,
@@ -20,5 +21,5 @@ from .voxels import consistent_traverse, hilbert_voxels, morton_voxels
 
 __all__ = [
     "VIDEO_SCANS", "Route", "ScanOrder", "consistent_traverse", "default_directions", "hilbert_voxels", "list_scans",
-    "morton_voxels", "register_alias", "register_numbered_path", "register_path", "register_scan", "scan_length",
-    "scan_order", "scan_routes", "scan_tokens", "step_moves", "video_order", "video_routes"]
+    "morton_voxels", "recap_order", "register_alias", "register_numbered_path", "register_path", "register_scan",
+    "scan_length", "scan_order", "scan_routes", "scan_tokens", "step_moves", "video_order", "video_routes"]
