@@ -14,7 +14,7 @@ PARAMETERS = {  # the specification's counts in millions, with 1000 classes, as 
     "msvmamba_v3_tiny": "32", "msvmamba_v3_small": "50", "msvmamba_v3_base": "91",
     "spatial_mamba_tiny": "26.749", "spatial_mamba_small": "43.074", "spatial_mamba_base": "95.746",
 }
-SCANS = ["test_efficientvmamba", "test_spatial_mamba", "test_msvmamba", "test_localvmamba"]  # with SS2D in all stages
+SCANS = ["test_efficientvmamba", "test_spatial_mamba", "test_msvmamba", "test_localvmamba", "test_resvmamba"]
 SMALL = [*SCANS, "test_mlla"]
 
 

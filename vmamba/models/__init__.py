@@ -1,6 +1,18 @@
 """Model families; importing this package registers every model with timm."""
-from . import efficientvmamba, localvim, localvmamba, mlla, msvmamba, plainmamba, spatial_mamba, videomamba, vim, vmamba
+from . import (
+    efficientvmamba,
+    localvim,
+    localvmamba,
+    mlla,
+    msvmamba,
+    plainmamba,
+    resvmamba,
+    spatial_mamba,
+    videomamba,
+    vim,
+    vmamba,
+)
 
 __all__ = [
-    "efficientvmamba", "localvim", "localvmamba", "mlla", "msvmamba", "plainmamba", "spatial_mamba", "videomamba", "vim",
-    "vmamba"]
+    "efficientvmamba", "localvim", "localvmamba", "mlla", "msvmamba", "plainmamba", "resvmamba", "spatial_mamba",
+    "videomamba", "vim", "vmamba"]

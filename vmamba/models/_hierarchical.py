@@ -23,7 +23,10 @@ class Stage(nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
+        return self.run_blocks(self.downsample(x))
+
+    def run_blocks(self, x: Tensor) -> Tensor:
+        """The blocks alone, on what they take."""
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq(self.blocks, x)
         return self.blocks(x)
@@ -141,17 +144,22 @@ class HierarchicalBackbone(AllOrNothing):
             raise ValueError(f"output_fmt is {output_fmt!r}, but needs 'NCHW' or 'NHWC'")
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         last = len(self.stages) - 1
+        maps = self.forward_stages(self.stem(x), max_index + 1 if stop_early else len(self.stages))
         intermediates = []
-        x = self.stem(x)
-        stages = cast(nn.Sequential, self.stages[:max_index + 1] if stop_early else self.stages)
-        for i, stage in enumerate(stages):
-            x = stage(x)
-            if i in take_indices:
-                y = self.norm(x) if norm and i == last else x
-                intermediates.append(y.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else y)
+        for i in take_indices:
+            y = self.norm(maps[i]) if norm and i == last else maps[i]
+            intermediates.append(y.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else y)
         if intermediates_only:
             return intermediates
-        return (self.norm(x) if len(stages) - 1 == last else x), intermediates
+        return (self.norm(maps[-1]) if len(maps) - 1 == last else maps[-1]), intermediates
+
+    def forward_stages(self, x: Tensor, count: int) -> list[Tensor]:
+        """Maps of the first ``count`` stages, from the stem's."""
+        maps = []
+        for stage in cast(nn.Sequential, self.stages[:count]):
+            x = stage(x)
+            maps.append(x)
+        return maps
 
     def prune_intermediate_layers(
             self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True,
