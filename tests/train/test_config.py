@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import timm
+from timm.optim import list_optimizers
 
 from vmamba.errors import UserError
 from vmamba.train import config
@@ -45,6 +47,16 @@ def test_bad_files(tmp_path, text, message):
         load(tmp_path, text)
 
 
+def test_base_is_what_a_file_changes(tmp_path):
+    (tmp_path / "a.yaml").write_text("model: m\nepochs: 5\nlr: 1e-3\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\nepochs: 7\n")
+    assert load(tmp_path, "base: b.yaml\nlr: 2e-3\n") == {"model": "m", "epochs": 7, "lr": 2e-3}
+    with pytest.raises(UserError, match=r"config \S+c.yaml is its own base"):
+        load(tmp_path, "base: c.yaml")
+    with pytest.raises(UserError, match=r"cannot read config \S+none.yaml"):
+        load(tmp_path, "base: none.yaml")
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match=r"cannot read config .*none.yaml: No such file"):
         load_config(tmp_path / "none.yaml", train_parser())
@@ -65,8 +77,18 @@ def test_dump_reads_back(tmp_path):
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_parse(recipe):
     args = parse_train_arguments(["-c", str(recipe), "--data-dir", "x"])
-    assert args.model
+    assert timm.is_model(args.model)
     assert args.epochs
+    assert args.opt in list_optimizers()
+    assert not args.kd_model or timm.is_model(args.kd_model.partition(".")[0])
+
+
+def test_every_published_recipe_of_vmamba():
+    rates = {"vmamba_tiny_s1l8": 0.2, "vmamba_small_s2l15": 0.3, "vmamba_base_s2l15": 0.6}
+    for model, rate in rates.items():
+        args = parse_train_arguments(["-c", str(RECIPES / f"{model}_in1k.yaml"), "--data-dir", "x"])
+        assert (args.model, args.drop_path, args.lr_base, args.lr_base_size) == (model, rate, 1e-3, 1024)
+        assert (args.epochs + args.warmup_epochs, args.min_lr, args.clip_grad, args.mixup) == (300, 1e-5, 5.0, 0.8)
 
 
 def test_no_arguments_means_digits():

@@ -94,7 +94,9 @@ def train_parser() -> Parser:
     _add_optimisation(parser.add_argument_group("optimisation"))
     _add_schedule(parser.add_argument_group("schedule"))
     _add_augmentation(parser.add_argument_group("augmentation and regularisation"))
-    add_device_arguments(parser)
+    _add_distillation(parser.add_argument_group("distillation"))
+    add_device_arguments(parser).add_argument(
+        "--compile", action=_Bool, default=False, help="compile the model with torch.compile")
     _add_run(parser.add_argument_group("run"))
     return parser
 
@@ -110,6 +112,9 @@ def _extend_data(group: argparse._ArgumentGroup) -> None:
 def _extend_model(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--initial-checkpoint", metavar="FILE", help="weights to start from; must fit completely")
+    add("--reset-head", action=_Bool, default=False, help="start with a new classifier, whatever the weights hold")
+    add("--frozen-stages", type=int, metavar="N", help="do not train the stem and the first N stages")
+    add("--linear-probe", action=_Bool, default=False, help="train the classifier only")
     add("--drop", type=float, metavar="P", help="dropout before the classifier")
     add("--drop-path", type=float, metavar="P", help="stochastic depth rate of the last block")
     add("--grad-checkpointing", action=_Bool, default=False, help="recompute activations: less memory, more time")
@@ -181,6 +186,16 @@ def _add_augmentation(group: argparse._ArgumentGroup) -> None:
     add("--mixup-off-epoch", type=int, default=0, metavar="N", help="no mixing from this epoch on; 0 is never")
     add("--smoothing", type=float, default=0.1, metavar="X", help="label smoothing")
     add("--loss", choices=("ce", "bce"), default="ce", help="softmax or binary cross-entropy")
+
+
+def _add_distillation(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--kd-model", metavar="NAME", help="teacher, any timm model, with its published weights")
+    add("--kd-checkpoint", metavar="FILE", help="weights of the teacher; those of a run also say which model it is")
+    add("--kd-weight", type=float, default=0.5, metavar="X", help="share of the teacher in the loss, 0 to 1")
+    add("--kd-temperature", type=float, default=1.0, metavar="T", help="temperature of both softmaxes")
+    add("--mesa", type=float, default=0.0, metavar="X", help="weight of imitating the averaged weights; 0 is off")
+    add("--mesa-start", type=float, default=0.25, metavar="X", help="part of --epochs after which that begins")
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
@@ -260,13 +275,15 @@ def _check_ranges(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     for name in ("workers", "seed", "aug_repeats", "recovery_interval", "checkpoint_interval", "max_skipped_steps",
-                 "max_unreadable", "warmup_epochs", "cooldown_epochs", "lr",
+                 "max_unreadable", "frozen_stages", "mesa", "warmup_epochs", "cooldown_epochs", "lr",
                  "lr_base", "min_lr", "weight_decay"):
         value = getattr(args, name)
         if value is not None and value < 0:
             raise UserError(f"--{name.replace('_', '-')} must not be negative, not {value}")
+    if args.kd_temperature <= 0:
+        raise UserError(f"--kd-temperature must be above 0, not {args.kd_temperature}")
     for name in ("drop", "drop_path", "hflip", "vflip", "reprob", "mixup_prob", "mixup_switch_prob", "smoothing",
-                 "model_ema_decay"):
+                 "model_ema_decay", "kd_weight", "mesa_start"):
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"--{name.replace('_', '-')} must lie between 0 and 1, not {value}")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.task import ClassificationTask
+from timm.task import TrainingTask
 from timm.utils import NativeScaler
 
 from ..data import class_names, create_dataset, create_eval_loader, create_train_loader, dataset_errors
@@ -18,6 +18,7 @@ from .checkpoint import Description, load_weights
 from .loop import Optimisation, Progress
 from .model import build_classifier, data_config_for, model_arguments
 from .run_directory import RunDirectory
+from .tasks import create_task, freeze_stages
 
 __all__ = ["Run", "build_run"]
 
@@ -40,7 +41,7 @@ class Run:
 
     args: argparse.Namespace
     directory: RunDirectory
-    task: ClassificationTask
+    task: TrainingTask
     optimisation: Optimisation
     train_loader: Any
     eval_loader: Any
@@ -69,10 +70,7 @@ def build_run(args: argparse.Namespace, directory: RunDirectory, device: torch.d
     if names and num_classes and num_classes < len(names):
         raise UserError(f"--num-classes {num_classes} is too small: the data has {len(names)} classes")
     channels = args.input_size[0] if args.input_size else args.in_chans
-    weights = load_weights(args.initial_checkpoint)[0] if args.initial_checkpoint else None
-    model = build_classifier(
-        args.model, num_classes=num_classes, in_chans=channels, pretrained=args.pretrained, weights=weights,
-        weights_from=args.initial_checkpoint or "", **model_arguments(args))
+    model = _create_model(args, num_classes, channels)
     data_config = data_config_for(model, args)
     num_classes = model.num_classes
     names = [*(names or []), *map(str, range(len(names or []), num_classes))]
@@ -86,12 +84,32 @@ def build_run(args: argparse.Namespace, directory: RunDirectory, device: torch.d
     eval_loader = create_eval_loader(
         eval_set, data_config, device, batch_size=args.validation_batch_size or args.batch_size,
         workers=args.workers, distributed=args.distributed)
-    task = _create_task(args, model, device, soft_targets=mixup is not None)
+    task = create_task(args, model, device, data_config, soft_targets=mixup is not None)
     steps = -(-len(train_loader) // args.grad_accum_steps)
     optimisation, epochs = _create_optimisation(args, model, steps)
     if args.distributed:
         task.prepare_distributed(device_ids=[device] if device.type == "cuda" else None)
     return Run(args, directory, task, optimisation, train_loader, eval_loader, description, epochs, steps)
+
+
+def _create_model(args: argparse.Namespace, num_classes: int | None, channels: int | None) -> Any:
+    """Builds the model with the weights it starts from, and freezes what is not to be trained."""
+    if args.initial_checkpoint and args.pretrained:
+        raise UserError("--pretrained and --initial-checkpoint are two sources of weights: give one of them")
+    if args.linear_probe and args.frozen_stages is not None:
+        raise UserError("--linear-probe freezes all stages already: leave --frozen-stages out")
+    weights, known = load_weights(args.initial_checkpoint) if args.initial_checkpoint else (None, None)
+    classes = num_classes
+    if args.reset_head and weights is not None:     # it fits completely as what it was, then gets another head
+        classes = known.num_classes if known else None
+    model = build_classifier(
+        args.model, num_classes=classes, in_chans=channels, pretrained=args.pretrained, weights=weights,
+        weights_from=args.initial_checkpoint or "", **model_arguments(args))
+    if args.reset_head:
+        model.reset_classifier(num_classes or model.num_classes)
+    if args.linear_probe or args.frozen_stages is not None:
+        freeze_stages(model, None if args.linear_probe else args.frozen_stages)
+    return model
 
 
 def _create_datasets(args: argparse.Namespace) -> tuple[Any, Any, list[str] | None]:
@@ -114,25 +132,6 @@ def _create_datasets(args: argparse.Namespace) -> tuple[Any, Any, list[str] | No
         raise UserError(f"{args.data_dir} has no folders for both splits: it needs {args.train_split}/ and "
                         f"{args.val_split}/ (or val/), each with one folder a class")
     return train_set, eval_set, names
-
-
-def _create_task(
-    args: argparse.Namespace, model: Any, device: torch.device, soft_targets: bool
-) -> ClassificationTask:
-    """Moves the model to its device and wraps it with its loss and, if asked for, its average."""
-    if args.grad_checkpointing:
-        try:
-            model.set_grad_checkpointing(True)
-        except (AssertionError, AttributeError) as error:
-            raise UserError(f"{args.model} has no gradient checkpointing") from error
-    model.to(device)
-    if args.channels_last:
-        model.to(memory_format=torch.channels_last)
-    criterion = {"loss_type": args.loss, "smoothing": args.smoothing, "soft_targets": soft_targets}
-    task = ClassificationTask(model, criterion_kwargs=criterion, device=device, verbose=False)
-    if args.model_ema:
-        task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
-    return task
 
 
 def _create_optimisation(args: argparse.Namespace, model: Any, steps: int) -> tuple[Optimisation, int]:

@@ -17,7 +17,8 @@ def load_config(path: str | Path, parser: argparse.ArgumentParser) -> dict[str, 
     """Reads a YAML file of options for `parser`.
 
     Args:
-        path: YAML file: a mapping from flag names (`batch_size` or `batch-size`) to values.
+        path: YAML file: a mapping from flag names (`batch_size` or `batch-size`) to values; the key `base` names a
+            file, beside it, that this one changes.
         parser: says which keys there are and what values they take.
 
     Returns:
@@ -26,7 +27,14 @@ def load_config(path: str | Path, parser: argparse.ArgumentParser) -> dict[str, 
     Raises:
         UserError: the file is missing or no YAML mapping, a key is unknown, or a value does not fit its flag.
     """
+    return _load(Path(path), {action.dest: action for action in parser._actions if action.dest not in _NOT_OPTIONS}, ())
+
+
+def _load(path: Path, actions: dict[str, argparse.Action], above: tuple[Path, ...]) -> dict[str, Any]:
+    """Reads a file over the one that its `base` names; `above` are those that lead here."""
     yaml = require("yaml")
+    if path.resolve() in above:
+        raise UserError(f"config {path} is its own base")
     try:
         with open(path, encoding="utf-8") as file:
             raw = yaml.safe_load(file)
@@ -36,8 +44,9 @@ def load_config(path: str | Path, parser: argparse.ArgumentParser) -> dict[str, 
         raise UserError(f"config {path} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise UserError(f"config {path} must be a mapping from option names to values")
-    actions = {action.dest: action for action in parser._actions if action.dest not in _NOT_OPTIONS}
     values = {}
+    if "base" in raw:
+        values = _load(path.parent / str(raw.pop("base")), actions, (*above, path.resolve()))
     for key, value in raw.items():
         dest = str(key).replace("-", "_")
         if dest not in actions:

@@ -21,6 +21,7 @@ from .reports import next_commands, plot_confusion, plot_curves, write_classes, 
 from .run_directory import RunDirectory, atomic_path, check_writable
 from .state import restore_run, save_run, save_run_weights, step_schedule
 from .stop import EXIT_STOPPED, StoppedRun, StopRequest
+from .tasks import SelfDistillationTask
 
 __all__ = ["main"]
 
@@ -141,6 +142,8 @@ def _train_epoch(run: Run, trainer: EpochTrainer, log: RunLog | None) -> None:
     if progress.step < run.steps:
         if args.mixup_off_epoch and epoch >= args.mixup_off_epoch:
             run.train_loader.mixup_enabled = False
+        if isinstance(run.task, SelfDistillationTask):
+            run.task.active = epoch >= args.mesa_start * args.epochs
         speed = trainer.train(progress)
         if args.distributed:
             distribute_bn(run.task.get_eval_model(), args.world_size, reduce=True)
