@@ -49,14 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options on where, how long and whereto to measure."""
     add = parser.add_argument
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
-    add("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's choice)")
-    add("--num-iter", type=_positive, default=20, metavar="N", help="rounds to time, at least (default 20)")
-    add("--num-warm-iter", type=_positive, default=3, metavar="N", help="untimed steps of each before (default 3)")
+    add("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--num-iter", type=positive, default=20, metavar="N", help="rounds to time, at least (default 20)")
+    add("--num-warm-iter", type=positive, default=3, metavar="N", help="untimed steps of each before (default 3)")
     add("--min-time", type=float, default=0.0, metavar="S", help="time each for at least S seconds in all")
     add("--results-file", type=Path, metavar="CSV", help="append the results to this file")
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """An integer of at least 1, for argparse."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")

@@ -19,7 +19,7 @@ def run(capsys, *argv):
 
 def run_failing(capsys, *argv):
     try:
-        code = benchmark.main(["--device", "cpu", *argv])
+        code = benchmark.main([*argv, *([] if "--device" in argv else ["--device", "cpu"])])
     except SystemExit as leave:     # argparse's own way
         code = leave.code
     assert code == 2
@@ -63,7 +63,7 @@ def test_ratio_is_the_median_over_rounds(monkeypatch):
 
 def test_table_and_csv(tmp_path, capsys):
     path = tmp_path / "results.csv"
-    argv = ("test_convnext", "test_vit", "--batch-size", "1", "2", "--img-size", "64", "--bench", "both",
+    argv = ("test_convnext", "test_vit", "--batch-size", "1", "2", "--img-size", "64", "--bench", "inference", "train",
             "--baseline", "test_vit", "--results-file", str(path))
     for _ in range(2):
         code, out, _ = run(capsys, *argv)
@@ -87,10 +87,57 @@ def test_table_and_csv(tmp_path, capsys):
 
 
 def test_own_image_size_and_options(capsys):
-    code, out, _ = run(capsys, "test_resnet", "--bench", "both", "--amp-dtype", "bfloat16", "--channels-last",
-                       "--batch-size", "2")
+    code, out, _ = run(capsys, "test_resnet", "--bench", "inference", "train", "--amp-dtype", "bfloat16",
+                       "--channels-last", "--batch-size", "2")
     assert code == 0
     assert [r["img_size"] for r in table(out)] == ["160x160", "160x160"]
+
+
+def test_sizes_of_the_same_number_of_pixels(capsys):
+    code, out, _ = run(capsys, "test_convnext", "--img-size", "64", "32", "96", "--batch-size", "1", "4",
+                       "--same-pixels")
+    assert code == 0
+    assert [(r["img_size"], r["batch_size"]) for r in table(out)] == [
+        ("64x64", "1"), ("64x64", "4"), ("32x32", "4"), ("32x32", "16"), ("96x96", "1"), ("96x96", "2")]
+
+
+def test_channels_last_for_the_models_named(capsys, monkeypatch):
+    seen = {}
+    make_step = benchmark.make_step
+
+    def look(model, x, *args):
+        seen[type(model).__name__] = x.is_contiguous(memory_format=torch.channels_last)
+        return make_step(model, x, *args)
+
+    monkeypatch.setattr(benchmark, "make_step", look)
+    argv = ("test_convnext", "test_resnet", "--img-size", "64", "--num-iter", "1")
+    for named, expected in (([], (True, True)), (["test_resnet"], (False, True))):
+        run(capsys, *argv, "--channels-last", *named)
+        assert seen == dict(zip(("ConvNeXt", "ResNet"), expected, strict=True))
+
+
+def test_modes(capsys, monkeypatch, tmp_path):
+    compiled, marks = [], []
+
+    def compile_(model, **options):
+        compiled.append(options)
+        return model
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
+    path = tmp_path / "results.csv"
+    code, out, _ = run(capsys, "test_convnext", "test_vit", "--mode", "eager", "compiled", "--results-file", str(path))
+    assert code == 0
+    assert [r["mode"] for r in table(out)] == ["eager"] * 2 + ["compiled"] * 2
+    assert compiled == [{}, {}]
+    assert not marks
+    args = benchmark.parse_args(["test_vit", "--device", "cpu", "--num-warm-iter", "3"])
+    args.device = CPU
+    step, columns = benchmark.prepare(*benchmark.build_model("test_vit", None), 1, False, "cudagraph", False, args)
+    step()
+    assert compiled[2:] == [{"mode": "reduce-overhead"}]
+    assert len(marks) == 4      # before each step: three to warm up, one here
+    assert columns["mode"] == "cudagraph"
 
 
 def test_training_step_changes_the_weights():
@@ -107,10 +154,10 @@ def test_training_step_changes_the_weights():
 def test_model_that_does_not_fit_is_left_out(capsys, monkeypatch):
     prepare = benchmark.prepare
 
-    def refuse(name, *args):
-        if name == "test_vit":
+    def refuse(model, *args):
+        if type(model).__name__ == "VisionTransformer":
             raise torch.OutOfMemoryError
-        return prepare(name, *args)
+        return prepare(model, *args)
 
     monkeypatch.setattr(benchmark, "prepare", refuse)
     code, out, err = run(capsys, "test_vit", "test_convnext", "--img-size", "64")
@@ -123,6 +170,10 @@ def test_model_that_does_not_fit_is_left_out(capsys, monkeypatch):
     (["test_convnxt"], "unknown model 'test_convnxt'; near names: test_convnext"),
     (["test_vit", "--baseline", "test_convnext"], "--baseline test_convnext is not one of the models"),
     (["test_vit", "--batch-size", "0"], "--batch-size"),
+    (["test_vit", "--img-size", "0"], "argument --img-size: must be at least 1"),
+    (["test_vit", "--same-pixels"], "--same-pixels needs --img-size"),
+    (["test_vit", "--channels-last", "test_resnet"], "--channels-last test_resnet is not one of the models"),
+    (["test_vit", "--mode", "cudagraph"], "--mode cudagraph needs a CUDA device; use compiled"),
     (["test_vit", "--num-iter", "0"], "--num-iter"),
     (["test_vit", "--threads", "0"], "argument --threads: must be at least 1"),
     (["test_vit", "--img-size", "97"], "test_vit does not take images of 97x97"),
@@ -148,9 +199,9 @@ def test_no_gpu(capsys):
 
 @pytest.mark.gpu
 def test_gpu(capsys):
-    code = benchmark.main(["test_convnext", "test_vit", "--device", "cuda", "--bench", "both", "--num-iter", "2",
-                           "--amp-dtype", "float16"])
+    code = benchmark.main(["test_convnext", "test_vit", "--device", "cuda", "--bench", "inference", "train",
+                           "--num-iter", "2", "--amp-dtype", "float16", "--mode", "eager", "cudagraph"])
     rows = table(capsys.readouterr().out)
     assert code == 0
-    assert len(rows) == 4
+    assert len(rows) == 8
     assert all(int(r["peak_memory_mb"]) > 0 for r in rows)

@@ -1,0 +1,219 @@
+#!/usr/bin/env python3
+"""Write the performance tables of the documentation from the CSV files in benchmarks/.
+
+    python tools/performance_tables.py            # README.md and docs/performance.md
+    python tools/performance_tables.py --check    # exit code 1 where they are not what the CSV files say
+
+A table stands between `<!-- performance: NAME -->` and `<!-- performance end -->`, and shows the newest row of each
+setting. Its column "run" names runs of the table `runs`, which says where, when and by which command.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+import _bench
+from _results import ROOT, Row, is_ours, published_top1, read_rows, select, several_sizes, side
+
+from vmamba.errors import UserError, tool
+
+DOCUMENTS = ("README.md", "docs/performance.md")
+FILES = ("models_gpu", "scans_gpu", "models_cpu", "operators_cpu")  # in benchmarks/
+PICTURES = {  # in docs/images
+    "performance_accuracy.png": "speed against published accuracy",
+    "performance_resolution.png": "speed and memory against image size",
+}
+STEPS = {"inference": "inference", "train": "training"}
+MODES = {"eager": "eager", "compiled": "compiled", "cudagraph": "CUDA graph"}
+AT_128 = {"batch_size": "128", "img_size": "224x224", "amp_dtype": "bfloat16"}
+AT_1 = {**AT_128, "batch_size": "1"}
+ABOUT = ("parameters (M)", "top-1, published")
+TITLES = {"model": "model", "scan": "order", "op": "operator", "bench": "step", "mode": "mode", "batch_size": "batch"}
+RUN_COLUMNS = ("date", "device", "threads", "torch", "timm", "vmamba", "commit", "command")
+
+Cells = Callable[[Row], dict[str, str]]
+
+
+def run_numbers(rows: Iterable[Row]) -> str:
+    """Numbers in the table `runs` of the runs that gave these rows."""
+    numbers = {run: i for i, run in enumerate(all_runs(), start=1)}
+    return ", ".join(map(str, sorted({numbers[tuple(row[c] for c in RUN_COLUMNS)] for row in rows})))
+
+
+def all_runs() -> list[tuple[str, ...]]:
+    """What the columns of `RUN_COLUMNS` say, of each run that gave a row to a table; in the order of their dates."""
+    return sorted({tuple(row[column] for column in RUN_COLUMNS) for file in FILES for row in read_rows(file)})
+
+
+def grid(rows: Sequence[Row], labels: Sequence[str], titles: Sequence[str], cells: Cells) -> str:
+    """A Markdown table for each device, or a sentence where there are no rows.
+
+    Args:
+        rows: What was measured.
+        labels: Columns of the rows whose values make a line.
+        titles: Columns of the table; those that no row has a cell for are left out.
+        cells: The cells of a row by their titles.
+    """
+    tables = []
+    for device in dict.fromkeys(row["device"] for row in rows):
+        lines: dict[tuple[str, ...], list[Row]] = {}
+        for row in select(rows, device=device):
+            lines.setdefault(tuple(row[label] for label in labels), []).append(row)
+        filled = []
+        for (name, *rest), line in lines.items():
+            own = dict(zip((TITLES[label] for label in labels), (f"`{name}`", *rest), strict=True))
+            for row in line:
+                own |= cells(row)
+            filled.append(own | {"run": run_numbers(line)})
+        columns = [title for title in (*(TITLES[label] for label in labels), *titles, "run")
+                   if any(line.get(title) for line in filled)]
+        tables.append(f"{device}:\n\n" + _bench.markdown_table(
+            columns, [{title: line.get(title, "") for title in columns} for line in filled]))
+    return "\n\n".join(tables) or "Not measured yet."
+
+
+def ours_first(rows: Iterable[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: not is_ours(row["model"]))
+
+
+def speed(row: Row) -> str:
+    return f"{float(row['img_per_s']):,.0f}"
+
+
+def about(row: Row) -> dict[str, str]:
+    return dict(zip(ABOUT, (row["params_m"], published_top1(row["model"])), strict=True))
+
+
+def overview() -> str:
+    """Images per second of inference and training."""
+    def cells(row: Row) -> dict[str, str]:
+        return about(row) | {f"{STEPS[row['bench']]}, {MODES[row['mode']]}": speed(row)}
+
+    titles = [f"{step}, {mode}" for step in STEPS.values() for mode in MODES.values()]
+    return grid(ours_first(select(read_rows("models_gpu"), **AT_128)), ["model"], [*ABOUT, *titles], cells)
+
+
+def throughput(bench: str) -> str:
+    """Images per second and peak memory of one kind of step in each mode."""
+    def cells(row: Row) -> dict[str, str]:
+        mode = MODES[row["mode"]]
+        return about(row) | {f"{mode}, images/s": speed(row), f"{mode}, MiB": row["peak_memory_mb"]}
+
+    titles = [f"{mode}, {unit}" for unit in ("images/s", "MiB") for mode in MODES.values()]
+    rows = ours_first(select(read_rows("models_gpu"), bench=bench, **AT_128))
+    return grid(rows, ["model"], [*ABOUT, *titles], cells)
+
+
+def latency() -> str:
+    """Milliseconds for one image in each mode, and the 80 % quantile."""
+    def cells(row: Row) -> dict[str, str]:
+        mode = MODES[row["mode"]]
+        return {f"{mode}, ms": f"{float(row['median_ms']):.2f}", f"{mode}, 80 %": f"{float(row['p80_ms']):.2f}"}
+
+    titles = [f"{mode}, {unit}" for mode in MODES.values() for unit in ("ms", "80 %")]
+    return grid(ours_first(select(read_rows("models_gpu"), bench="inference", **AT_1)), ["model"], titles, cells)
+
+
+def resolution(bench: str, value: Callable[[Row], str]) -> str:
+    """One value of each model and mode by image size."""
+    rows = sorted(ours_first(several_sizes(bench)), key=lambda row: list(MODES).index(row["mode"]))
+    titles = [str(size) for size in sorted({side(row) for row in rows})]
+    return grid(rows, ["model", "mode"], titles, lambda row: {str(side(row)): value(row)})
+
+
+def memory_per_image(row: Row) -> str:
+    return f"{float(row['peak_memory_mb']) / int(row['batch_size']):,.1f}"
+
+
+def scans() -> str:
+    """Time over that of `cross`."""
+    rows = read_rows("scans_gpu")
+    titles = [f"{STEPS[bench]}, {size}" for bench in STEPS for size in sorted({side(row) for row in rows})]
+    return grid(
+        rows, ["scan", "model", "mode"], titles, lambda row: {f"{STEPS[row['bench']]}, {side(row)}": row["time_ratio"]})
+
+
+def cpu() -> str:
+    """Milliseconds per step, and over those of the run's baseline."""
+    def cells(row: Row) -> dict[str, str]:
+        step = STEPS[row["bench"]]
+        return {f"{step}, ms": f"{float(row['median_ms']):,.0f}", f"{step}, ratio": row["time_ratio"]}
+
+    titles = [f"{step}, {unit}" for step in STEPS.values() for unit in ("ms", "ratio")]
+    return grid(read_rows("models_cpu"), ["model", "batch_size"], titles, cells)
+
+
+def operators() -> str:
+    """Milliseconds of each backend."""
+    def cells(row: Row) -> dict[str, str]:
+        what = f"batch {row['batch_size']}, {row['dim']} channels, {row['size']}, {row['state']} states, {row['dtype']}"
+        return {"shape": what, f"{row['backend']}, ms": f"{float(row['median_ms']):.1f}"}
+
+    rows = read_rows("operators_cpu")
+    backends = dict.fromkeys(f"{row['backend']}, ms" for row in rows)
+    return grid(rows, ["op", "bench"], ["shape", *backends], cells)
+
+
+def runs() -> str:
+    """Where, when and by which command each run was made."""
+    lines = [dict(zip(RUN_COLUMNS, run, strict=True)) | {"run": str(i)} for i, run in enumerate(all_runs(), start=1)]
+    for line in lines:
+        line["command"] = f"`{line['command']}`"
+    return _bench.markdown_table(("run", *RUN_COLUMNS), lines) if lines else "Not measured yet."
+
+
+def pictures() -> str:
+    """The plots that tools/plot_performance.py has drawn."""
+    drawn = [name for name in PICTURES if (ROOT / "docs" / "images" / name).is_file()]
+    return "\n\n".join(f"![{PICTURES[name]}](images/{name})" for name in drawn) or "Not drawn yet."
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "overview": overview, "latency": latency, "scans": scans, "cpu": cpu, "operators": operators, "runs": runs,
+    "pictures": pictures,
+    "inference": lambda: throughput("inference"), "training": lambda: throughput("train"),
+    "inference by size": lambda: resolution("inference", speed),
+    "training by size": lambda: resolution("train", speed),
+    "training memory by size": lambda: resolution("train", memory_per_image),
+}
+MARKED = re.compile(r"(<!-- performance: ([\w ]+) -->\n).*?(<!-- performance end -->)", re.DOTALL)
+
+
+def fill(text: str) -> str:
+    """`text` with every marked table as the CSV files have it.
+
+    Raises:
+        UserError: there is no table of a name.
+    """
+    def table(match: re.Match) -> str:
+        if match[2] not in TABLES:
+            raise UserError(f"there is no table {match[2]!r}; known: {', '.join(TABLES)}")
+        return f"{match[1]}\n{TABLES[match[2]]()}\n\n{match[3]}"
+
+    return MARKED.sub(table, text)
+
+
+@tool
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a file would change")
+    args = parser.parse_args(argv)
+    stale = 0
+    for name in DOCUMENTS:
+        path = ROOT / name
+        before = path.read_text()
+        after = fill(before)
+        if after == before:
+            continue
+        stale += 1
+        if args.check:
+            print(f"{name} is not what benchmarks/ says; run python tools/performance_tables.py", file=sys.stderr)
+        else:
+            path.write_text(after)
+            print(f"wrote {name}")
+    return int(args.check and stale > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
