@@ -5,28 +5,23 @@ from .conv import Conv2dNHWC, ConvNorm
 from .cpe_block import CPEBlock
 from .linear_attention import LinearAttention, MambaLinearAttention
 from .local_ss2d import LocalSS2D
+from .mixer_block import MixerBlock
 from .multi_scale import MultiScaleSS2D
 from .norm import RMSNorm
-from .patch import (
-    ConvDownsample,
-    ConvStem,
-    InvertedDownsample,
-    PatchEmbed,
-    PatchMerging,
-    PatchStem,
-    ResidualStem,
-)
+from .patch import ConvDownsample, ConvStem, InvertedDownsample, PatchEmbed, PatchMerging, PatchStem, ResidualStem
 from .path_mixer import BidirectionalMixer, LocalPathMixer
+from .split_mixer import SplitMixer
 from .ss2d import SS2D
 from .ss2d_variants import SS2DVariant
 from .state_fusion import StateFusionSS2D
 from .support_query import SupportQueryScan
 from .video_mixer import VideoMixer
+from .window import from_windows, to_windows
 
 __all__ = [
     "SS2D", "BidirectionalMixer", "CPEBlock", "ChannelAttention", "ContinuousMixer", "Conv2dNHWC", "ConvDownsample",
     "ConvNorm", "ConvStem", "InvertedDownsample", "LinearAttention", "LocalPathMixer", "LocalSS2D",
-    "MambaLinearAttention", "MultiScaleSS2D", "PatchEmbed", "PatchMerging", "PatchStem", "RMSNorm", "ResidualStem",
-    "SS2DVariant", "SqueezeExcite", "StateFusionSS2D",
-    "SupportQueryScan", "VideoMixer",
+    "MambaLinearAttention", "MixerBlock", "MultiScaleSS2D", "PatchEmbed", "PatchMerging", "PatchStem", "RMSNorm",
+    "ResidualStem", "SS2DVariant", "SplitMixer", "SqueezeExcite", "StateFusionSS2D", "SupportQueryScan", "VideoMixer",
+    "from_windows", "to_windows",
 ]

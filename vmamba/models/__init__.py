@@ -3,6 +3,7 @@ from . import (
     efficientvmamba,
     localvim,
     localvmamba,
+    mambavision,
     mlla,
     msvmamba,
     plainmamba,
@@ -14,5 +15,5 @@ from . import (
 )
 
 __all__ = [
-    "efficientvmamba", "localvim", "localvmamba", "mlla", "msvmamba", "plainmamba", "resvmamba", "spatial_mamba",
-    "videomamba", "vim", "vmamba"]
+    "efficientvmamba", "localvim", "localvmamba", "mambavision", "mlla", "msvmamba", "plainmamba", "resvmamba",
+    "spatial_mamba", "videomamba", "vim", "vmamba"]

@@ -146,9 +146,10 @@ class HierarchicalBackbone(AllOrNothing):
         last = len(self.stages) - 1
         maps = self.forward_stages(self.stem(x), max_index + 1 if stop_early else len(self.stages))
         intermediates = []
-        for i in take_indices:
-            y = self.norm(maps[i]) if norm and i == last else maps[i]
-            intermediates.append(y.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else y)
+        for i, y in enumerate(maps):
+            if i in take_indices:
+                y = self.norm(y) if norm and i == last else y
+                intermediates.append(y.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else y)
         if intermediates_only:
             return intermediates
         return (self.norm(maps[-1]) if len(maps) - 1 == last else maps[-1]), intermediates
