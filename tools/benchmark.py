@@ -191,12 +191,16 @@ def measure(
     gc.collect()
     if args.device.type == "cuda":
         torch.cuda.empty_cache()
+    # models of one class are compilations of the same code: beyond its limit, torch would run the rest uncompiled
+    unlimited = torch._dynamo.config.patch(
+        recompile_limit=1000, accumulated_recompile_limit=1000, fail_on_recompile_limit_hit=True)
     steps, columns = {}, {}
     for name, build in builders.items():
         print(f"preparing {name}: {'train' if train else 'inference'}, {mode}, batch {batch_size}", file=sys.stderr)
         try:
-            steps[name], columns[name] = prepare(
-                *build(), batch_size, train, mode, name in args.channels_last, args)
+            with unlimited:
+                steps[name], columns[name] = prepare(
+                    *build(), batch_size, train, mode, name in args.channels_last, args)
         except torch.OutOfMemoryError:
             print(f"{name} does not fit into the memory at batch {batch_size}: left out", file=sys.stderr)
     if not steps:

@@ -6,6 +6,7 @@ import _bench
 import benchmark
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 CPU = torch.device("cpu")
 
@@ -138,6 +139,30 @@ def test_modes(capsys, monkeypatch, tmp_path):
     assert compiled[2:] == [{"mode": "reduce-overhead"}]
     assert len(marks) == 4      # before each step: three to warm up, one here
     assert columns["mode"] == "cudagraph"
+
+
+class Named(torch.nn.Module):
+    """A model whose code is compiled anew for each name."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return x * self.weight * len(self.name)
+
+
+def test_all_models_of_a_class_are_compiled(monkeypatch):
+    counter = CompileCounter()
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend=counter))
+    builders = {f"{i}": lambda i=i: (Named("n" * i), (3, 2, 2)) for i in range(12)}
+    args = benchmark.parse_args(["0", "--num-iter", "1"])
+    args.device = CPU
+    rows = benchmark.measure(builders, 1, False, "compiled", args)
+    assert [row["model"] for row in rows] == list(builders)
+    assert counter.frame_count == 12
 
 
 def test_training_step_changes_the_weights():
