@@ -139,9 +139,9 @@ class TokenBackbone(AllOrNothing):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Embeddings, and the authors' vectors, which are stacked here so that timm's rule does not see them."""
-        ends = ("pos_embed", "cls_token", ".D", ".dt_bias", ".conv_bias", ".direction_B")
-        ends = ends if self.decay_ssm else (*ends, ".A_log")
-        return {name for name, _ in self.named_parameters() if name.endswith(ends)}
+        vectors = ("pos_embed", "cls_token", ".D", ".dt_bias", ".conv_bias", ".direction_B")
+        exempt = vectors if self.decay_ssm else (*vectors, ".A_log")
+        return {name for name, _ in self.named_parameters() if name.endswith(exempt)}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
