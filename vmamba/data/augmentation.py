@@ -84,11 +84,17 @@ def _build(spec: Any, source: str, input_size: tuple[int, int] | None) -> Any:
             raise UserError(f"{source}: {name}: {message}") from error
 
 
-def build_compose(transforms: Sequence[Any], boxes: bool = False) -> Any:
-    """Chains transforms; with `boxes` the chain takes `bboxes` as corners in pixels, with their `index`."""
+def build_compose(transforms: Sequence[Any], boxes: bool = False, targets: Mapping[str, str] | None = None) -> Any:
+    """Chains transforms.
+
+    Args:
+        transforms: see `build_transforms`.
+        boxes: the chain takes `bboxes` as corners in pixels, with their `index`.
+        targets: further images and masks that the same is done to: name -> "image" or "mask".
+    """
     library = _albumentations()
     params = library.BboxParams(format="pascal_voc", label_fields=["index"]) if boxes else None
-    return library.Compose(transforms, bbox_params=params)
+    return library.Compose(transforms, bbox_params=params, additional_targets=dict(targets or {}))
 
 
 def draw(compose: Any, **data: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from PIL import Image
 from ..errors import UserError, require
 from .bundled import BundledDataset
 
-__all__ = ["CLASSES", "PHOTOGRAPHS", "Digit", "DigitScenes", "Scene"]
+__all__ = ["CLASSES", "PHOTOGRAPHS", "Digit", "DigitScenes", "Scene", "paint"]
 
 CLASSES = tuple(map(str, range(10)))
 
@@ -103,7 +103,7 @@ class DigitScenes:
         digits = BundledDataset("mnist5k", split, input_img_mode="L")
         self._glyphs, self._labels = digits.images, digits.labels
         self._photographs = _photographs(split)
-        self._order = self._generator("order").permutation(len(self._glyphs))
+        self._order = self.generator("order").permutation(len(self._glyphs))
 
     def __len__(self) -> int:
         return self.count
@@ -111,24 +111,33 @@ class DigitScenes:
     def __getitem__(self, index: int) -> Scene:
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
-        rng = self._generator("scene", index)
-        image = self._background(rng)
+        rng = self.generator("scene", index)
+        image = self.background(rng)
         digits: list[Digit] = []
         for slot in range(int(rng.integers(1, _MAX_DIGITS, endpoint=True))):
             number = self._order[(index * _MAX_DIGITS + slot) % len(self._order)]
-            placed = self._place(rng, self._glyphs[number], digits)
+            placed = self.place(rng, self._glyphs[number], digits)
             if placed is not None:
                 ink, mask, box = placed
-                image = _paint(rng, image, ink, mask)
+                image = paint(rng, image, ink, mask)
                 digits.append(Digit(self._labels[number], mask, box))
         return Scene(np.rint(image).astype(np.uint8), tuple(digits))
 
-    def _generator(self, what: str, index: int = 0) -> np.random.Generator:
+    @property
+    def num_glyphs(self) -> int:
+        """Digits of the split to take from."""
+        return len(self._glyphs)
+
+    def glyph(self, number: int) -> tuple[np.ndarray, int]:
+        """A digit of the split, [28, 28] uint8 with 255 for ink, and its label."""
+        return self._glyphs[number], self._labels[number]
+
+    def generator(self, what: str, index: int = 0) -> np.random.Generator:
         """A generator of its own for each purpose, split and scene."""
-        key = [self.seed, list(PHOTOGRAPHS).index(self.split), ("order", "scene").index(what), index]
+        key = [self.seed, list(PHOTOGRAPHS).index(self.split), ("order", "scene", "pair").index(what), index]
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
 
-    def _background(self, rng: np.random.Generator) -> np.ndarray:
+    def background(self, rng: np.random.Generator) -> np.ndarray:
         """A square crop of a photograph, perhaps mirrored and with its light changed, [size, size, 3] float64."""
         photograph = self._photographs[rng.integers(len(self._photographs))]
         side = int(rng.integers(self.size * 2 // 3, min(photograph.size), endpoint=True))
@@ -139,7 +148,7 @@ class DigitScenes:
             image = image[:, ::-1]
         return np.clip(image * rng.uniform(0.7, 1.1) + rng.uniform(-15, 15), 0, 255)
 
-    def _place(
+    def place(
         self, rng: np.random.Generator, glyph: np.ndarray, others: list[Digit]
     ) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int, int]] | None:
         """Puts a digit where its box overlaps no other one's.
@@ -173,7 +182,7 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool
     return a[0] <= b[0] + b[2] and b[0] <= a[0] + a[2] and a[1] <= b[1] + b[3] and b[1] <= a[1] + a[3]
 
 
-def _paint(rng: np.random.Generator, image: np.ndarray, ink: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def paint(rng: np.random.Generator, image: np.ndarray, ink: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Returns the image [H, W, 3] with ink [H, W] of one colour, lighter or darker than what is under the mask."""
     under = image[mask].mean()
     low, high = under - _CONTRAST, under + _CONTRAST

@@ -112,9 +112,9 @@ class SupportQueryScan(nn.Module):
         tokens = query.flatten(1, 2)
         u, delta, A, B, C = self._scan_arguments(tokens.flatten(0, 1).unsqueeze(1), 0)  # sequences of one step
         skip = self.D[0, :1].expand(tokens.shape[2]) if self.as_released else self.D[0]
-        y = selective_scan(
+        y, _ = selective_scan(
             u, delta, A, B, C, skip, delta_bias=self.dt_bias[0], delta_softplus=True,
-            initial_state=state.repeat_interleave(tokens.shape[1], dim=0))
+            initial_state=state.repeat_interleave(tokens.shape[1], dim=0), return_last_state=True)
         return y.squeeze(2).view(tokens.shape)
 
     def forward(self, query: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ frames: the position embeddings are resized in space and in time. Masked pretrai
 """
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -151,8 +151,10 @@ class VideoMamba(TokenBackbone):
         pos_embed = pos_embed + pos_embed.new_zeros(1, dtype=torch.float32)
         x = x.reshape(B, T, H * W, self.embed_dim) + pos_embed[:, 1:].unsqueeze(1)
         x = x + self.temporal_embed(T).unsqueeze(2)
-        token = (self.cls_token + pos_embed[:, :1]).expand(B, -1, -1)
-        return torch.cat([token, x.flatten(1, 2)], dim=1), T, H * W
+        token = pos_embed[:, :1]
+        if self.cls_token is not None:  # always so, which TorchScript and mypy cannot know
+            token = token + self.cls_token
+        return torch.cat([token.expand(B, -1, -1), x.flatten(1, 2)], dim=1), T, H * W
 
     def forward_intermediates(
             self,
@@ -178,7 +180,7 @@ class VideoMamba(TokenBackbone):
             y = y.unflatten(3, (rows, columns))
             return y.squeeze(2) if x.ndim == 4 else y
 
-        maps = found if intermediates_only else found[1]
+        maps: list[Any] = cast("list[Any]", found if intermediates_only else found[1])
         shaped = [(spatial(y[0]), y[1]) if isinstance(y, tuple) else spatial(y) for y in maps]
         return shaped if intermediates_only else (found[0], shaped)
 

@@ -57,6 +57,7 @@ class ChangeModel(nn.Module):
 
     Args:
         encoder: Maps of both dates.
+        dim: Channels of the decoders.
 
     Attributes:
         task: Its name, a key of :data:`TASKS`.
@@ -66,7 +67,7 @@ class ChangeModel(nn.Module):
     task = ""
     classes: Mapping[str, int] = {}
 
-    def __init__(self, encoder: SiameseEncoder) -> None:
+    def __init__(self, encoder: SiameseEncoder, dim: int = 128) -> None:
         super().__init__()
         self.encoder = encoder
 
@@ -161,7 +162,7 @@ def _features(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
     Raises:
         ValueError: It has not such maps.
     """
-    backbone = timm.create_model(name, pretrained=pretrained, features_only=True, **arguments)
+    backbone: Any = timm.create_model(name, pretrained=pretrained, features_only=True, **arguments)
     strides = backbone.feature_info.reduction()
     wanted = tuple(i for i, stride in zip(backbone.feature_info.out_indices, strides, strict=True) if stride in STRIDES)
     if sorted(set(strides) & set(STRIDES)) != list(STRIDES) or len(wanted) != len(STRIDES):
@@ -174,7 +175,7 @@ def _features(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
 
 
 def create_change_model(
-        task: str, encoder: str = "tiny", *, num_classes: int | None = None, pretrained: bool = False,
+        task: str, encoder: str = "tiny", *, num_classes: int | None = None, dim: int = 128, pretrained: bool = False,
         **encoder_args: Any,
 ) -> ChangeModel:
     """A system with fresh decoders.
@@ -183,6 +184,7 @@ def create_change_model(
         task: "bcd" (:class:`MambaBCD`), "scd" (:class:`MambaSCD`) or "bda" (:class:`MambaBDA`).
         encoder: "tiny", "small" or "base", the published ones, or any model of timm with maps at strides 4 to 32.
         num_classes: Classes of land cover or damage; None for the published number.
+        dim: Channels of the decoders.
         pretrained: Load published weights of the encoder.
         encoder_args: Further arguments of ``timm.create_model``.
 
@@ -196,4 +198,4 @@ def create_change_model(
     name, arguments = ENCODERS.get(encoder, (encoder, {}))
     features = SiameseEncoder(_features(name, pretrained, {**arguments, **encoder_args}))
     given = {"num_classes": num_classes} if num_classes is not None and task != "bcd" else {}
-    return TASKS[task](features, **given)
+    return TASKS[task](features, dim=dim, **given)
