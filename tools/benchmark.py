@@ -37,6 +37,9 @@ MODES = {  # how a model runs, and the arguments of torch.compile for it
     "eager": None, "compiled": {}, "cudagraph": {"mode": "reduce-overhead"}}
 TABLE_COLUMNS = ("model", "bench", "mode", "batch_size", "img_size", "params_m", *RESULT_COLUMNS)
 
+Builder = Callable[[], tuple[torch.nn.Module, tuple[int, int, int]]]
+"""Makes a model on the device it is to be timed on, and says its input shape (channels, height, width)."""
+
 
 def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options on what to measure of each candidate."""
@@ -72,13 +75,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def build_model(
-        name: str, img_size: int | None, **model_args: object) -> tuple[torch.nn.Module, tuple[int, int, int]]:
+        name: str, img_size: int | None, device: torch.device, **model_args: object,
+) -> tuple[torch.nn.Module, tuple[int, int, int]]:
     """Create an untrained model and the input shape (channels, height, width) it is to be timed at.
 
     Raises:
         UserError: timm does not know the model or argument, or the model does not take images of this size.
     """
-    model = build_classifier(name, **model_args)
+    model = build_classifier(name, device=device, **model_args)
     channels, *native = model.pretrained_cfg["input_size"]
     size = (img_size, img_size) if img_size else tuple(native)
     if list(size) == native:
@@ -87,7 +91,9 @@ def build_model(
         if hasattr(model, "set_input_size"):
             model.set_input_size(img_size=size)
         with torch.inference_mode():
-            model.eval()(torch.zeros(1, channels, *size))
+            model.eval()(torch.zeros(1, channels, *size, device=device))
+    except torch.OutOfMemoryError:
+        raise
     except (AssertionError, RuntimeError, ValueError) as error:     # each model has its own way to refuse a size
         raise UserError(f"{name} does not take images of {size[0]}x{size[1]}: {error}") from error
     return model, (channels, *size)
@@ -131,21 +137,21 @@ def make_step(
 
 
 def prepare(
-        model: torch.nn.Module, shape: tuple[int, int, int], batch_size: int, train: bool, mode: str,
-        channels_last: bool, args: argparse.Namespace,
+        build: Builder, batch_size: int, train: bool, mode: str, channels_last: bool, args: argparse.Namespace,
 ) -> tuple[Callable[[], object], dict[str, object]]:
-    """Warm up one model.
+    """Build and warm up one model.
 
     Returns:
         The step to time, the setting columns of its row, and its peak memory in MB (empty on a CPU).
     """
     on_gpu = args.device.type == "cuda"
     memory_before = torch.cuda.memory_allocated() if on_gpu else 0
+    model, shape = build()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     params = sum(p.numel() for p in model.parameters())
-    model = model.to(args.device, memory_format=memory_format)
+    model = model.to(memory_format=memory_format)
     x = torch.randn(batch_size, *shape, device=args.device).to(memory_format=memory_format)
     options = MODES[mode]
     if options is not None:
@@ -175,13 +181,12 @@ def begin_graph_before(step: Callable[[], object]) -> Callable[[], object]:
 
 
 def measure(
-        builders: Mapping[str, Callable[[], tuple[torch.nn.Module, tuple[int, int, int]]]], batch_size: int,
-        train: bool, mode: str, args: argparse.Namespace,
+        builders: Mapping[str, Builder], batch_size: int, train: bool, mode: str, args: argparse.Namespace,
 ) -> list[dict[str, object]]:
     """Measure candidates side by side in one setting; one that does not fit into the memory has no row.
 
     Args:
-        builders: What makes each candidate's model and input shape, by the candidate's name.
+        builders: What makes each candidate's model on the device, and its input shape, by the candidate's name.
         batch_size: Images per step.
         train: Time training steps.
         mode: One of ``MODES``.
@@ -200,7 +205,7 @@ def measure(
         try:
             with unlimited:
                 steps[name], columns[name] = prepare(
-                    *build(), batch_size, train, mode, name in args.channels_last, args)
+                    build, batch_size, train, mode, name in args.channels_last, args)
         except torch.OutOfMemoryError:
             print(f"{name} does not fit into the memory at batch {batch_size}: left out", file=sys.stderr)
     if not steps:
@@ -240,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     planned = list(settings(args))
     report = _bench.Report(CSV_COLUMNS, args.device, args.results_file)
     for train, mode, img_size, batch_size in planned:
-        builders = {name: partial(build_model, name, img_size) for name in args.models}
+        builders = {name: partial(build_model, name, img_size, args.device) for name in args.models}
         report.add(measure(builders, batch_size, train, mode, args))
     report.print(TABLE_COLUMNS, args.baseline)
     return 0 if len(report.rows) == len(planned) * len(args.models) else 1

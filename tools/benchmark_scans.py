@@ -53,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     planned = list(benchmark.settings(args))
     report = _bench.Report(CSV_COLUMNS, args.device, args.results_file)
     for train, mode, img_size, batch_size in planned:
-        builders = {scan: partial(benchmark.build_model, args.model, img_size, scan=scan) for scan in args.scans}
+        builders = {
+            scan: partial(benchmark.build_model, args.model, img_size, args.device, scan=scan) for scan in args.scans}
         rows = benchmark.measure(builders, batch_size, train, mode, args)
         report.add([{**row, "scan": row["model"], "model": args.model} for row in rows])
     report.print(TABLE_COLUMNS, BASELINE)

@@ -27,13 +27,13 @@ def test_each_order_beside_cross(tmp_path, capsys):
 
 def test_the_order_is_that_of_the_model(monkeypatch):
     seen = []
-    prepare = benchmark_scans.benchmark.prepare
+    make_step = benchmark_scans.benchmark.make_step
 
     def look(model, *args):
         seen.append({module.scan for module in model.modules() if hasattr(module, "scan")})
-        return prepare(model, *args)
+        return make_step(model, *args)
 
-    monkeypatch.setattr(benchmark_scans.benchmark, "prepare", look)
+    monkeypatch.setattr(benchmark_scans.benchmark, "make_step", look)
     assert run("--scans", "snake4", "--img-size", "32") == 0
     assert seen == [{"cross"}, {"snake4"}]
 
