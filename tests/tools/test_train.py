@@ -1,7 +1,9 @@
 """tools/train.py through its command line: what a run leaves behind, resuming, and every kind of bad input."""
 
 import csv
+import json
 import os
+import pickle
 import re
 import shlex
 import subprocess
@@ -156,20 +158,6 @@ def test_exploding_loss_leaves_the_last_good_checkpoint(image_folder, small_flag
     assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
 
 
-@pytest.mark.slow
-def test_two_processes(image_folder, small_flags, tmp_path):
-    """Under torchrun: one process writes, and 15 validation images over 2 processes count exactly once."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}
-    flags = small_flags(image_folder, tmp_path, "-b", "8", "--epochs", "1", "--model-ema", "--grad-accum-steps", "2")
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                           str(ROOT / "tools" / "train.py"), *flags],
-                          env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("epoch 1/1") == 1
-    with open(tmp_path / "run" / "confusion.csv", newline="") as file:
-        assert [sum(map(int, row[1:])) for row in list(csv.reader(file))[1:]] == [5, 5, 5]
-
-
 def damage(folder):
     """Cuts the end off a training image."""
     path = sorted((folder / "train" / "two").iterdir())[3]
@@ -218,13 +206,43 @@ BAD = {
     "probability": (None, ["--drop-path", "1.5"], r"--drop-path must lie between 0 and 1"),
     "initial-checkpoint": (None, ["--initial-checkpoint", "/nonexistent.pth"], r"checkpoint /nonexistent.pth does not"),
     "resume": (None, ["--resume", "/nonexistent"], r"run directory /nonexistent does not exist"),
+    "base": (None, ["-c", "BAD/base.yaml"], r"cannot read config .*none.yaml"),
+    "python-in-yaml": (None, ["-c", "BAD/python.yaml"], r"python.yaml is not valid YAML"),
+    "yaml-value": (None, ["-c", "BAD/value.yaml"], r"value.yaml: epochs: needs a value of type int, not 'many'"),
+    "pickle": (None, ["--initial-checkpoint", "BAD/pickle.pth"], r"is damaged or holds pickled objects"),
+    "half-a-checkpoint": (None, ["--initial-checkpoint", "BAD/half.safetensors"], r"cannot read checkpoint \S+half"),
+    "two-weights": (None, ["--pretrained", "--initial-checkpoint", "x"], r"two sources of weights"),
+    "frozen-stages": (None, ["--frozen-stages", "7"], r"--frozen-stages 7 is too many: the model has 4"),
+    "linear-probe": (None, ["--linear-probe", "--frozen-stages", "1"], r"--linear-probe freezes all stages already"),
+    "mesa": (None, ["--mesa", "1"], r"--mesa imitates the averaged weights: it needs --model-ema"),
+    "teacher": (None, ["--kd-model", "resnet1"], r"unknown model 'resnet1'; near names: "),
+    "temperature": (None, ["--kd-temperature", "0"], r"--kd-temperature must be above 0"),
+    "class-map": (None, ["--class-map", "/nonexistent.txt"], r"Cannot locate specified class map"),
+    "auto-resume": (None, ["--auto-resume", "--overwrite"], r"--auto-resume needs --experiment NAME"),
+    "recovery": (None, ["--recovery-interval", "-1"], r"--recovery-interval must not be negative"),
     "mean": (None, ["--mean", "0.1", "0.2"], r"--mean and --std need one value, or one for each of the 3 channels"),
 }
+
+
+def bad_files(folder):
+    """Writes files that must not be taken for good ones."""
+    folder.mkdir()
+    (folder / "base.yaml").write_text("base: none.yaml\n")
+    (folder / "python.yaml").write_text("model: !!python/object/apply:os.system ['touch pwned']\n")
+    (folder / "value.yaml").write_text("epochs: many\n")
+    (folder / "pickle.pth").write_bytes(pickle.dumps({"state_dict": Path("x")}, protocol=2))
+    (folder / "half.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
+
+
+def test_bad_inputs_are_thirty_or_more():
+    assert len(BAD) >= 30
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(case, own_folder, small_flags, tmp_path, capsys):
     change, flags, message = BAD[case]
+    bad_files(tmp_path / "bad")
+    flags = [flag.replace("BAD", str(tmp_path / "bad")) for flag in flags]
     if change:
         change(own_folder)
     before = sorted(tmp_path.rglob("*"))
@@ -232,6 +250,37 @@ def test_bad_input(case, own_folder, small_flags, tmp_path, capsys):
     error = capsys.readouterr().err
     assert re.fullmatch(rf"error: .*{message}.*\n", error), error
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_names_from_files_stay_inside_the_run_directory(own_folder, small_flags, tmp_path):
+    """Class names are text: one that looks like a path, or like a formula, is only written into tables and figures."""
+    names = {"one": "$one^", "two": "..two", "three": "=three()"}
+    for split in ("train", "val"):
+        for old, new in names.items():
+            (own_folder / split / old).rename(own_folder / split / new)
+    (tmp_path / "map.txt").write_text("\n".join(["../../escape", "/etc/escape", *names.values()]))
+    assert fit.main(small_flags(own_folder, tmp_path / "out", "--epochs", "1", "--class-map", str(tmp_path / "map.txt"),
+                                "--checkpoint-interval", "1")) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "map.txt", "out"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"run"}
+    with open(tmp_path / "out" / "run" / "classes.csv", newline="") as file:
+        assert {row["class"] for row in csv.DictReader(file)} == {"../../escape", "/etc/escape", *names.values()}
+
+
+def test_print_config_writes_what_it_reads(image_folder, small_flags, tmp_path, capsys):
+    assert fit.main([*small_flags(image_folder, tmp_path), "--print-config"]) == 0
+    text = capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "c.yaml").write_text(text)
+    assert fit.main(["-c", str(tmp_path / "c.yaml"), "--print-config"]) == 0
+    assert capsys.readouterr().out == text
+
+
+def test_environment_of_a_run(trained):
+    (start,) = json.loads((trained / "environment.json").read_text())
+    assert start["command"].startswith("python tools/train.py --model test_vmamba --data-dir ")
+    assert start["versions"]["torch"] == torch.__version__
+    assert {"commit", "device", "time", "processes"} <= start.keys()
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

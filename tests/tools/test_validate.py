@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 
 from vmamba.train import validate
 from vmamba.train.checkpoint import load_weights
@@ -61,6 +62,48 @@ def test_bare_weights_need_model_and_classes(trained, image_folder, tmp_path, ca
     assert re.fullmatch(r"error: weights of \S+ do not fit test_vmamba: .*\n", capsys.readouterr().err)
 
 
+def test_several_checkpoints_in_one_table(trained, image_folder, tmp_path, capsys):
+    names = [str(trained / f"{name}.safetensors") for name in ("last", "model_best", "last_ema")]
+    assert validate.main(["--data-dir", str(image_folder), "--results-file", str(tmp_path / "r.csv"), "--checkpoint",
+                          *names]) == 0
+    with open(tmp_path / "r.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["checkpoint"] for row in table] == names
+    assert [float(row["images_per_second"]) > 0 for row in table] == [True] * 3
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_report_of_classes_and_mistakes(trained, image_folder, tmp_path):
+    flags = ["--checkpoint", str(trained / "last.safetensors"), "--data-dir", str(image_folder)]
+    assert validate.main([*flags, "--classes-file", str(tmp_path / "c.csv"), "--mistakes-file", str(tmp_path / "m.png"),
+                          "--results-file", str(tmp_path / "r.json"), "--tta", "hflip"]) == 0
+    with open(tmp_path / "c.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["class"] for row in table] == ["one", "three", "two"]
+    right = sum(int(row["right"]) for row in table)
+    assert 100 * right / 15 == pytest.approx(json.loads((tmp_path / "r.json").read_text())["top1"], abs=1e-3)
+    assert [row["recall"] for row in table] == [f"{100 * int(row['right']) / 5:.2f}" for row in table]
+    with Image.open(tmp_path / "m.png") as sheet:
+        assert min(sheet.size) > 100
+
+
+def test_valid_labels_pick_the_models_classes(trained, image_folder, tmp_path, capsys):
+    """A split of two of the classes, which its own order numbers 0 and 1."""
+    for name in ("two", "three"):
+        (tmp_path / "data" / "val").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / "val" / name).symlink_to(image_folder / "val" / name)
+    (tmp_path / "labels.txt").write_text("1\n2\n")
+    flags = ["--checkpoint", str(trained / "last.safetensors"), "--data-dir", str(tmp_path / "data"), "--classes-file",
+             str(tmp_path / "c.csv"), "--valid-labels", str(tmp_path / "labels.txt")]
+    assert validate.main(flags) == 0
+    with open(tmp_path / "c.csv", newline="") as file:
+        assert [row["images"] for row in csv.DictReader(file)] == ["5", "5"]
+    for wrong in ("1\n3", "1\n1", "x", ""):
+        (tmp_path / "labels.txt").write_text(wrong)
+        assert validate.main(flags) == 2
+        assert "--valid-labels" in capsys.readouterr().err
+
+
 BAD = {
     "num-classes": (["--num-classes", "7"], r"checkpoint \S+ has num classes 3, not 7 as --num-classes says"),
     "model": (["--model", "test_convnext"], r"has model test_vmamba, not test_convnext"),
@@ -72,6 +115,10 @@ BAD = {
     "results-late": (["--results-file", "OUT/r.csv", "--checkpoint", "x.pth"], r"x.pth does not exist"),
     "results-ending": (["--results-file", "r.txt"], r"must end in .csv or .json"),
     "batch-size": (["-b", "0"], r"--batch-size must be at least 1"),
+    "classes-file": (["--classes-file", "c.txt"], r"c.txt must be a file that ends in .csv"),
+    "mistakes-file": (["--mistakes-file", "OUT/m.png", "--mistakes", "0"], r"--mistakes must be at least 1"),
+    "two-checkpoints": (["--checkpoint", "a.pth", "b.pth", "--classes-file", "OUT/c.csv"], r"are for one checkpoint"),
+    "valid-labels": (["--valid-labels", "/nonexistent"], r"cannot read --valid-labels /nonexistent: No such file"),
     "device": (["--device", "nowhere"], r"cannot use --device nowhere"),
     "flag": (["--checkpoints", "x"], r"unrecognized arguments"),
 }

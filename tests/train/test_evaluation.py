@@ -39,6 +39,39 @@ def test_against_counts():
     assert torch.equal(result.confusion, expected)
 
 
+def test_calibration_error_against_bins():
+    generator = torch.Generator().manual_seed(2)
+    logits, labels = 3 * torch.randn(40, 7, generator=generator), torch.randint(7, (40,), generator=generator)
+    confidence, predicted = logits.softmax(1).max(1)
+    bins = (confidence * 15).ceil().clamp(min=1)
+    gaps = [(confidence[bins == b].mean() - (predicted == labels)[bins == b].float().mean()).abs() * (bins == b).sum()
+            for b in bins.unique()]
+    assert run(logits, labels).ece == pytest.approx(100 * sum(gaps).item() / 40, rel=1e-4)
+
+
+def test_mistakes_are_the_most_confident_first():
+    logits, labels = torch.eye(4) * torch.tensor([[1.0], [5.0], [3.0], [9.0]]), torch.tensor([0, 2, 0, 1])
+    loader = [(x[:, :, None, None], y) for x, y in zip(logits.split(3), labels.split(3), strict=True)]
+    found = evaluate(Table(), loader, 4, CPU, nullcontext(), mistakes=2).mistakes
+    assert [(m.index, m.label, m.predicted) for m in found] == [(3, 1, 3), (1, 2, 1)]
+    assert found[0].confidence == pytest.approx(logits.softmax(1).max().item())
+
+
+class Corner(torch.nn.Module):
+    """Logits that tell the left of an image from its right."""
+
+    def forward(self, x):
+        return x[:, 0, 0, :]
+
+
+def test_flip_averages_the_logits_of_the_mirror_image():
+    images = torch.tensor([[3.0, 0.0, 1.0], [0.0, 1.0, 5.0]])[:, None, None, :]
+    labels = torch.tensor([2, 0])
+    result = evaluate(Corner(), [(images, labels)], 3, CPU, nullcontext(), flip=True)
+    mean = (images + images.flip(-1))[:, 0, 0] / 2
+    assert result.loss == pytest.approx(torch.nn.functional.cross_entropy(mean, labels).item(), rel=1e-5)
+
+
 def test_fewer_than_five_classes():
     result = run(torch.eye(3), torch.tensor([0, 1, 0]), classes=3)
     assert (result.top1, result.top5) == (pytest.approx(200 / 3), 100)

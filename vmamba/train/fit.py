@@ -1,5 +1,6 @@
 """The command behind tools/train.py: trains what the options ask for, saves each epoch, and reports."""
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -61,11 +62,13 @@ def main(argv: Sequence[str] | None = None, recipes: Path | None = None) -> int:
     else:
         code = 0
     if args.distributed:
-        # the others wait for rank 0's last files: the group's threads are done with every tensor when it goes,
-        # which they could not be told while its destructor holds the interpreter's lock. After an error nobody waits:
-        # a process that ends takes the others with it
+        # the others wait for rank 0's last files. After an error nobody waits: a process that ends takes them with it
         torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+        # without destructors: that of the process group holds the interpreter's lock while it waits for a thread which
+        # may be waiting for that lock
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 

@@ -109,8 +109,8 @@ def write_environment(run: RunDirectory, argv: Sequence[str], device: str, world
         "command": shlex.join(["python", "tools/train.py", *argv]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "commit": _commit(),
-        "versions": {"vmamba": vmamba.__version__, "python": platform.python_version(), **{
-            name: importlib.metadata.version(name) for name in ("torch", "timm", "numpy", "safetensors")}},
+        "versions": {"vmamba": vmamba.__version__, "torch": torch.__version__, "python": platform.python_version(), **{
+            name: importlib.metadata.version(name) for name in ("timm", "numpy", "safetensors")}},
         "device": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device,
         "processes": world_size,
         "cpus": os.cpu_count(),

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..errors import require
+from .evaluation import Mistake
 from .run_directory import RunDirectory, atomic_path
 
-__all__ = ["next_commands", "plot_confusion", "plot_curves", "read_confusion", "write_classes",
+__all__ = ["next_commands", "plot_confusion", "plot_curves", "plot_mistakes", "read_confusion", "write_classes",
            "write_confusion"]
 
 
@@ -93,6 +94,28 @@ def plot_confusion(run: RunDirectory, title: str) -> None:
             axis.text(column, row, int(confusion[row, column]), ha="center", va="center", fontsize=8,
                       color="white" if share[row, column] > 0.5 else "black")
     with atomic_path(run.confusion) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def plot_mistakes(path: Path, mistakes: list[Mistake], dataset: Any, names: list[str]) -> None:
+    """Draws a sheet of wrongly classified images, as they are before preprocessing, the most confident first."""
+    columns = min(6, max(1, len(mistakes)))
+    rows = max(1, -(-len(mistakes) // columns))
+    figure = require("matplotlib.figure").Figure(figsize=(2 * columns, 2.4 * rows), layout="constrained", dpi=100)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    transform, dataset.transform = dataset.transform, None
+    for axis, mistake in zip(axes, mistakes, strict=False):
+        axis.imshow(dataset[mistake.index][0], cmap="gray")
+        # names may hold what matplotlib takes for formulas
+        title = (f"{names[mistake.label]}, not {names[mistake.predicted]}\n"
+                 f"{100 * mistake.confidence:.1f} % sure, image {mistake.index}")
+        axis.set_title(title.replace("$", r"\$"), fontsize=7)
+    dataset.transform = transform
+    for axis in axes:
+        axis.set_axis_off()
+    if not mistakes:
+        axes[0].set_title("no mistakes")
+    with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
 

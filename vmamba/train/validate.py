@@ -1,30 +1,34 @@
 """The command behind tools/validate.py: accuracy of a checkpoint, or of published weights, on a dataset."""
 import argparse
-import csv
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from ..data import create_dataset, create_eval_loader
 from ..errors import UserError, tool
 from .arguments import Parser, add_data_arguments, add_device_arguments, add_model_arguments
 from .checkpoint import Description
-from .evaluation import Evaluation, evaluate
+from .evaluation import MAX_CONFUSION_CLASSES, Evaluation, evaluate
+from .logs import write_rows
 from .loop import create_autocast
 from .model import load_classifier
+from .reports import plot_mistakes, write_classes
 from .run_directory import atomic_path, check_writable, make_folder
 
 __all__ = ["checkpoint_arguments", "main", "resolve_device", "table_format"]
 
 
-def checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what names the weights; shared by validate.py and predict.py."""
+def checkpoint_arguments(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    """Adds what names the weights, with `nargs` several; shared by validate.py and predict.py."""
     group = parser.add_argument_group("weights")
-    group.add_argument("--checkpoint", metavar="FILE", help="weights; those of a run also say model and classes")
+    group.add_argument("--checkpoint", metavar="FILE", nargs=nargs,
+                       help="weights; those of a run also say model and classes")
     group.add_argument("--use-ema", action=argparse.BooleanOptionalAction, default=False,
                        help="use the averaged weights that belong to the checkpoint")
 
@@ -48,16 +52,24 @@ def table_format(path: str | None, given: str | None = None) -> str:
 
 def _parser() -> Parser:
     parser = Parser(usage="%(prog)s [options]",
-                    description="Evaluate a classifier: loss, top-1 and top-5 accuracy on a split.")
-    checkpoint_arguments(parser)
+                    description="Evaluate classifiers on a split: loss, accuracy, calibration, speed.")
+    checkpoint_arguments(parser, nargs="+")
     group = add_data_arguments(parser)
     group.add_argument("--split", default="validation", metavar="NAME", help="split to evaluate")
     group.add_argument("-b", "--batch-size", type=int, default=128, metavar="N", help="images a step")
+    group.add_argument("--valid-labels", metavar="FILE",
+                       help="text file: for each class of the split, in its order, the index of the model's class "
+                       "(ImageNet-A, -R and other parts of ImageNet)")
     add_model_arguments(parser)
     add_device_arguments(parser)
+    group = parser.add_argument_group("evaluation")
+    group.add_argument("--tta", choices=("hflip",), help="average over the image and its mirror image")
     group = parser.add_argument_group("results")
-    group.add_argument("--results-file", metavar="FILE", help="write the results to this file")
+    group.add_argument("--results-file", metavar="FILE", help="write the results to this file, a row a checkpoint")
     group.add_argument("--results-format", choices=("csv", "json"), help="its format (default: by its ending)")
+    group.add_argument("--classes-file", metavar="FILE", help="write precision, recall and F1 of each class to it")
+    group.add_argument("--mistakes-file", metavar="FILE", help="draw the most confident mistakes to this PNG")
+    group.add_argument("--mistakes", type=int, default=24, metavar="N", help="how many of them")
     return parser
 
 
@@ -65,22 +77,73 @@ def _parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Evaluates as the command line says; returns 0, or 2 after one line on stderr about the input."""
     args = _parser().parse_args(argv)
-    if args.batch_size < 1 or args.workers < 0:
-        raise UserError("--batch-size must be at least 1 and --workers at least 0")
-    results_format = table_format(args.results_file, args.results_format)
+    results_format = _check(args)
     device = resolve_device(args.device)
+    checkpoints = args.checkpoint or [None]
+    rows = []
+    for checkpoint in checkpoints:
+        args.checkpoint = checkpoint
+        rows.append(_evaluate(args, device))
+    if args.results_file:
+        _write(Path(args.results_file), rows, results_format)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> str:
+    """Refuses bad options before anything is loaded; returns the format of the results."""
+    for name, least in (("batch_size", 1), ("mistakes", 1), ("workers", 0)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
+    if len(args.checkpoint or []) > 1 and (args.classes_file or args.mistakes_file):
+        raise UserError("--classes-file and --mistakes-file are for one checkpoint")
+    for name, ending in ((args.classes_file, ".csv"), (args.mistakes_file, ".png")):
+        if name is not None:
+            if not name.lower().endswith(ending) or Path(name).is_dir():
+                raise UserError(f"output file {name} must be a file that ends in {ending}")
+            check_writable(Path(name).parent)
+    return table_format(args.results_file, args.results_format)
+
+
+def _evaluate(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Evaluates one model, prints its line and writes its own files; returns its row of results."""
     model, description = load_classifier(args)
+    valid = _valid_labels(args.valid_labels, description.num_classes) if args.valid_labels else None
     dataset = _create_dataset(args, description)
+    if args.mistakes_file and isinstance(dataset, IterableDataset):
+        raise UserError("--mistakes-file needs a dataset whose images can be read in any order")
     loader = create_eval_loader(dataset, description.data_config, device, batch_size=args.batch_size,
                                 workers=args.workers)
-    result = evaluate(model.to(device), loader, description.num_classes, device, create_autocast(args, device),
-                      progress=True)
-    row = _row(args, description, model, result)
+    classes = description.num_classes if valid is None else len(valid)
+    begin = time.perf_counter()
+    result = evaluate(model.to(device), loader, classes, device, create_autocast(args, device), progress=True,
+                      flip=args.tta == "hflip", valid=None if valid is None else valid.to(device),
+                      mistakes=args.mistakes if args.mistakes_file else 0)
+    row = _row(args, description, model, result, time.perf_counter() - begin)
     print(f"{row['model']} on {args.dataset or description.dataset or args.data_dir}, {args.split}: {result.images} "
-          f"images, loss {result.loss:.4f}, top1 {result.top1:.2f} %, top5 {result.top5:.2f} %")
-    if args.results_file:
-        _write(Path(args.results_file), row, results_format)
-    return 0
+          f"images, loss {result.loss:.4f}, top1 {result.top1:.2f} %, top5 {result.top5:.2f} %, "
+          f"ece {result.ece:.2f} %, {row['images_per_second']:.0f} img/s", flush=True)
+    names = description.label_names if valid is None else []
+    names = [*names, *map(str, range(len(names), classes))]
+    if args.classes_file:
+        if result.confusion is None:
+            raise UserError(f"--classes-file is for up to {MAX_CONFUSION_CLASSES} classes, not {classes}")
+        make_folder(Path(args.classes_file).parent)
+        write_classes(Path(args.classes_file), result.confusion, names)
+    if args.mistakes_file:
+        make_folder(Path(args.mistakes_file).parent)
+        plot_mistakes(Path(args.mistakes_file), result.mistakes, dataset, names)
+    return row
+
+
+def _valid_labels(path: str, num_classes: int) -> torch.Tensor:
+    """Reads the model's classes that a split's classes stand for."""
+    try:
+        labels = [int(line) for line in Path(path).read_text(encoding="utf-8").split()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read --valid-labels {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not labels or min(labels) < 0 or max(labels) >= num_classes or len(set(labels)) < len(labels):
+        raise UserError(f"--valid-labels {path} must hold different class indices from 0 to {num_classes - 1}")
+    return torch.tensor(labels)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -97,7 +160,7 @@ def _create_dataset(args: argparse.Namespace, description: Description) -> Any:
     """Opens the split, with the classes of the checkpoint for an image folder."""
     name = args.dataset or ("" if args.data_dir else description.dataset)
     class_map: Any = args.class_map or None
-    if not name and not class_map and description.label_names:
+    if not name and not class_map and description.label_names and not args.valid_labels:
         class_map = {label: index for index, label in enumerate(description.label_names)}
     mode = args.input_img_mode or ("L" if description.data_config["input_size"][0] == 1 else "RGB")
     return create_dataset(name, args.data_dir, args.split, class_map=class_map, input_img_mode=mode,
@@ -105,7 +168,9 @@ def _create_dataset(args: argparse.Namespace, description: Description) -> Any:
                           target_key=args.target_key)
 
 
-def _row(args: argparse.Namespace, description: Description, model: nn.Module, result: Evaluation) -> dict[str, Any]:
+def _row(
+    args: argparse.Namespace, description: Description, model: nn.Module, result: Evaluation, seconds: float
+) -> dict[str, Any]:
     """Returns the results under timm's column names."""
     config = description.data_config
     return {
@@ -117,19 +182,19 @@ def _row(args: argparse.Namespace, description: Description, model: nn.Module, r
         "top1_err": round(100 - result.top1, 4),
         "top5": round(result.top5, 4),
         "top5_err": round(100 - result.top5, 4),
+        "ece": round(result.ece, 4),
         "param_count": round(sum(p.numel() for p in model.parameters()) / 1e6, 2),
         "img_size": config["input_size"][-1],
         "crop_pct": config["crop_pct"],
         "interpolation": config["interpolation"],
+        "images_per_second": round(result.images / seconds, 2),
     }
 
 
-def _write(path: Path, row: dict[str, Any], results_format: str) -> None:
+def _write(path: Path, rows: list[dict[str, Any]], results_format: str) -> None:
     make_folder(path.parent)
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        if results_format == "json":
-            json.dump(row, file, indent=2)
-        else:
-            writer = csv.DictWriter(file, row)
-            writer.writeheader()
-            writer.writerow(row)
+    if results_format == "csv":
+        write_rows(path, rows)
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(rows[0] if len(rows) == 1 else rows, indent=2), encoding="utf-8")
