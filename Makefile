@@ -5,7 +5,7 @@ OUTPUT ?= runs
 TRAIN_ARGS ?=
 OPENMMLAB_ARGS ?=
 TEST_ARGS ?=
-BENCHMARK_ARGS ?= --device cpu --batch-size 1 8 --img-size 224 --bench both
+BENCHMARK_ARGS ?= --device cpu --batch-size 1 8 --img-size 224 --bench inference train
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

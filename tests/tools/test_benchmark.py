@@ -1,6 +1,8 @@
 """tools/benchmark.py and the measuring code behind it. No test looks at how long anything took."""
 
 import csv
+import re
+from pathlib import Path
 
 import _bench
 import benchmark
@@ -216,6 +218,12 @@ def test_other_csv_is_kept(tmp_path, capsys):
     path.write_text("epoch,loss\n1,2\n")
     assert "other columns" in run_failing(capsys, "test_vit", "--results-file", str(path))
     assert path.read_text() == "epoch,loss\n1,2\n"
+
+
+def test_flags_of_make_benchmark_exist():
+    makefile = (Path(__file__).resolve().parents[2] / "Makefile").read_text()
+    flags = re.search(r"^BENCHMARK_ARGS \?= (.*)$", makefile, re.MULTILINE)[1]
+    assert benchmark.parse_args(["test_vit", *flags.split()]).bench == ["inference", "train"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="looks at the message of a machine without a GPU")
