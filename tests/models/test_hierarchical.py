@@ -12,13 +12,15 @@ PARAMETERS = {  # the specification's counts in millions, with 1000 classes, as 
     "mambavision_tiny": "31.794248", "mambavision_tiny2": "35.104008", "mambavision_small": "50.140584",
     "mambavision_base": "97.685288", "mambavision_large": "227.961048", "mambavision_large2": "241.554824",
     "mambavision_large3_256": "739.6",
+    "vssd_micro": "13.512964", "vssd_tiny": "24.270724", "vssd_small": "40.075650", "vssd_base": "88.823151",
+    "vmamba_tiny_m2": "25.340296", "vmamba_small_m2": "39.079816", "vmamba_base_m2": "67.527528",
     "mlla_tiny": "24.392200", "mlla_small": "43.015048", "mlla_base": "95.983960",
     "msvmamba_nano": "6.864", "msvmamba_micro": "11.879", "msvmamba_tiny": "33.046",
     "msvmamba_v3_tiny": "32", "msvmamba_v3_small": "50", "msvmamba_v3_base": "91",
     "spatial_mamba_tiny": "26.749", "spatial_mamba_small": "43.074", "spatial_mamba_base": "95.746",
 }
 SCANS = ["test_efficientvmamba", "test_spatial_mamba", "test_msvmamba", "test_localvmamba", "test_resvmamba"]
-SMALL = [*SCANS, "test_mlla", "test_mambavision"]
+SMALL = [*SCANS, "test_mlla", "test_mambavision", "test_vssd", "test_vmamba_m2"]
 
 
 @pytest.fixture(params=SMALL)

@@ -13,15 +13,16 @@ from .path_mixer import BidirectionalMixer, LocalPathMixer
 from .split_mixer import SplitMixer
 from .ss2d import SS2D
 from .ss2d_variants import SS2DVariant
+from .ssd import SSD2D, NonCausalSSD
 from .state_fusion import StateFusionSS2D
 from .support_query import SupportQueryScan
 from .video_mixer import VideoMixer
 from .window import from_windows, to_windows
 
 __all__ = [
-    "SS2D", "BidirectionalMixer", "CPEBlock", "ChannelAttention", "ContinuousMixer", "Conv2dNHWC", "ConvDownsample",
-    "ConvNorm", "ConvStem", "InvertedDownsample", "LinearAttention", "LocalPathMixer", "LocalSS2D",
-    "MambaLinearAttention", "MixerBlock", "MultiScaleSS2D", "PatchEmbed", "PatchMerging", "PatchStem", "RMSNorm",
-    "ResidualStem", "SS2DVariant", "SplitMixer", "SqueezeExcite", "StateFusionSS2D", "SupportQueryScan", "VideoMixer",
-    "from_windows", "to_windows",
+    "SS2D", "SSD2D", "BidirectionalMixer", "CPEBlock", "ChannelAttention", "ContinuousMixer", "Conv2dNHWC",
+    "ConvDownsample", "ConvNorm", "ConvStem", "InvertedDownsample", "LinearAttention", "LocalPathMixer", "LocalSS2D",
+    "MambaLinearAttention", "MixerBlock", "MultiScaleSS2D", "NonCausalSSD", "PatchEmbed", "PatchMerging", "PatchStem",
+    "RMSNorm", "ResidualStem", "SS2DVariant", "SplitMixer", "SqueezeExcite", "StateFusionSS2D", "SupportQueryScan",
+    "VideoMixer", "from_windows", "to_windows",
 ]

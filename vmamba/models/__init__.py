@@ -12,8 +12,10 @@ from . import (
     videomamba,
     vim,
     vmamba,
+    vmamba_m2,
+    vssd,
 )
 
 __all__ = [
     "efficientvmamba", "localvim", "localvmamba", "mambavision", "mlla", "msvmamba", "plainmamba", "resvmamba",
-    "spatial_mamba", "videomamba", "vim", "vmamba"]
+    "spatial_mamba", "videomamba", "vim", "vmamba", "vmamba_m2", "vssd"]
