@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import get_worker_info
 
 from vmamba.data.order import SeededDataset
@@ -225,6 +226,37 @@ def test_a_full_disk(whole, flags, tmp_path, monkeypatch, capsys):
     assert not list((tmp_path / "run").glob(".*"))
     assert fit.main(["--resume", str(tmp_path / "run")]) == 0
     assert_equal_runs(whole, tmp_path / "run")
+
+
+def test_tensorboard_events_go_on_where_the_run_does(flags, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        before_step(patch, 5, send(signal.SIGTERM))
+        assert fit.main([*flags, "--tensorboard"]) == EXIT_STOPPED
+    assert fit.main(["--resume", str(tmp_path / "run")]) == 0
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    with open(tmp_path / "run" / "steps.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = events.Scalars("step/loss")
+    assert [event.step for event in found] == [1, 2, 3, 4, 5, 6]
+    assert [event.value for event in found] == pytest.approx([float(row["loss"]) for row in rows])
+    assert [event.step for event in events.Scalars("epoch/eval_top1")] == [3, 6]
+
+
+@pytest.mark.parametrize("more", [
+    ("--amp", "--amp-dtype", "float16"),
+    ("--amp", "--amp-dtype", "bfloat16", "--channels-last"),
+    ("--mesa", "1", "--mesa-start", "0.5"),
+    ("--grad-accum-steps", "2", "--workers", "2"),
+], ids=["float16", "bfloat16", "mesa", "accumulation"])
+def test_resumed_within_an_epoch(flags, tmp_path, monkeypatch, more):
+    """Loss scaler, narrow types, self-distillation, accumulation: stopped in the second epoch, they end alike."""
+    flags = [*flags, *more, "-b", "8"]
+    assert fit.main([*flags, "--experiment", "whole"]) == 0
+    with monkeypatch.context() as patch:
+        before_step(patch, 5 if "2" in more else 8, send(signal.SIGTERM))
+        assert fit.main(flags) == EXIT_STOPPED
+    assert fit.main(["--resume", str(tmp_path / "run")]) == 0
+    assert_equal_runs(tmp_path / "whole", tmp_path / "run")
 
 
 def kill_training(image_folder, tmp_path, kills, *more):

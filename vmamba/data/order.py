@@ -178,7 +178,7 @@ def hold_signals(worker: int) -> None:
     info = get_worker_info()
     if info is not None:    # as timm's loaders do
         np.random.seed(info.seed % (2**32 - 1))
-    asked = []
+    asked: list[int] = []
 
     def terminate(number: int, frame: Any) -> None:
         if asked:
