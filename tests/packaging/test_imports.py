@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # heavy or optional packages that importing the models must never bring in by itself
 OPTIONAL = ("triton", "mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain", "albumentations", "matplotlib", "sklearn",
-            "mlxtend", "torchmetrics", "pandas", "scipy")
+            "mlxtend", "torchmetrics", "pandas", "scipy", "av")
 
 # package -> the project's other packages that it may import; `vmamba` itself stands for vmamba/__init__.py
 ALLOWED = {

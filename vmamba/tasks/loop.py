@@ -60,6 +60,7 @@ class Training:
         description: what builds the model anew; written into the files of weights.
         args: of `add_run_arguments`.
         folder: run directory.
+        max_unreadable: files an epoch that may be unreadable, each named and replaced by its neighbour.
     """
 
     model: nn.Module
@@ -70,6 +71,7 @@ class Training:
     description: dict[str, Any]
     args: argparse.Namespace
     folder: Path
+    max_unreadable: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -101,7 +103,8 @@ def run_training(training: Training) -> float:
     if len(batches) == 0:
         raise UserError(f"the training set has {batches.length} samples, fewer than one batch of {args.batch_size}: "
                         "give a smaller --batch-size")
-    loader = DataLoader(SeededDataset(training.dataset), batch_sampler=batches, num_workers=args.workers)
+    samples = SeededDataset(training.dataset, training.max_unreadable)
+    loader = DataLoader(samples, batch_sampler=batches, num_workers=args.workers)
     optimizer = create_optimizer_v2(model, "adamw", lr=args.lr, weight_decay=args.weight_decay)
     schedule = CosineLRScheduler(
         optimizer, t_initial=args.epochs * len(batches), warmup_t=args.warmup_epochs * len(batches),
@@ -112,7 +115,7 @@ def run_training(training: Training) -> float:
         path.write_text(dump_config(vars(args)))
     for epoch in range(first, args.epochs):
         begin = time.perf_counter()
-        batches.epoch = epoch
+        batches.epoch, samples.unreadable.value = epoch, 0
         seed_all(args.seed, epoch)
         loss = _train_epoch(training, loader, optimizer, schedule, epoch * len(batches))
         model.eval()
