@@ -26,10 +26,10 @@ BUILD = ROOT / "build" / "timm_suite"
 MODELS = (
     "test_vmamba", "vmamba_tiny_s1l8", "test_efficientvmamba", "test_vim", "test_spatial_mamba", "test_msvmamba",
     "test_plainmamba", "test_localvmamba", "test_localvim", "test_localvim_midcls", "test_mlla", "test_videomamba",
-    "test_resvmamba", "test_mambavision", "test_vssd", "test_vmamba_m2",
+    "test_resvmamba", "test_mambavision", "test_vssd", "test_vmamba_m2", "test_rsmamba",
 )
 # families whose forward_features() gives tokens instead of a map
-TOKEN_FAMILIES = ("vim", "plainmamba", "localvim", "videomamba")
+TOKEN_FAMILIES = ("vim", "plainmamba", "localvim", "videomamba", "rsmamba")
 # tests of timm 1.0.31 that run once per architecture: forward, backward, TorchScript, feature maps, 2 of
 # forward_intermediates, pruning, FX forward, FX backward, scripted FX; test_model_default_cfgs runs once per tag
 TESTS_PER_ARCHITECTURE = 10

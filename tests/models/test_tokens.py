@@ -6,7 +6,7 @@ from timm.optim import create_optimizer_v2, param_groups_weight_decay
 
 import vmamba  # noqa: F401
 
-MODELS = ("test_vim", "test_plainmamba", "test_localvim", "test_localvim_midcls")
+MODELS = ("test_vim", "test_plainmamba", "test_localvim", "test_localvim_midcls", "test_rsmamba")
 WITH_CLASS_TOKEN = ("test_vim", "test_localvim_midcls")
 SIDE = 96  # the size that the position embeddings of these models are for
 
@@ -69,7 +69,7 @@ def test_heads(name):
     patches, _ = model._split(tokens)
     for pool, expected in (("avg", patches.mean(1)), ("max", patches.amax(1)), ("", tokens)):
         model.reset_classifier(0, pool)
-        torch.testing.assert_close(model.forward_head(tokens), expected)
+        torch.testing.assert_close(model.forward_head(tokens), model.fc_norm(expected))
     if name in WITH_CLASS_TOKEN:
         model.reset_classifier(0, "token")
         torch.testing.assert_close(model.forward_head(tokens), tokens[:, (tokens.shape[1] - 1) // 2])
@@ -122,7 +122,7 @@ def test_layer_decay_reaches_every_layer(name):
     scale = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
     scales = {key: scale[id(p)] for key, p in model.named_parameters()}
     assert scales["pos_embed"] < scales["blocks.0.mixer.A_log"] < scales["blocks.2.mixer.A_log"]
-    assert scales["blocks.2.norm.weight"] < scales["head.weight"] == 1.0
+    assert scales["blocks.2.mixer.in_proj.weight"] < scales["head.weight"] == 1.0
 
 
 def test_initialisation_on_meta_then_empty_then_init_weights(name):

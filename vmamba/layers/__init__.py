@@ -6,6 +6,7 @@ from .cpe_block import CPEBlock
 from .linear_attention import LinearAttention, MambaLinearAttention
 from .local_ss2d import LocalSS2D
 from .mixer_block import MixerBlock
+from .multi_path import MultiPathMixer
 from .multi_scale import MultiScaleSS2D
 from .norm import RMSNorm
 from .patch import ConvDownsample, ConvStem, InvertedDownsample, PatchEmbed, PatchMerging, PatchStem, ResidualStem
@@ -22,7 +23,7 @@ from .window import from_windows, to_windows
 __all__ = [
     "SS2D", "SSD2D", "BidirectionalMixer", "CPEBlock", "ChannelAttention", "ContinuousMixer", "Conv2dNHWC",
     "ConvDownsample", "ConvNorm", "ConvStem", "InvertedDownsample", "LinearAttention", "LocalPathMixer", "LocalSS2D",
-    "MambaLinearAttention", "MixerBlock", "MultiScaleSS2D", "NonCausalSSD", "PatchEmbed", "PatchMerging", "PatchStem",
-    "RMSNorm", "ResidualStem", "SS2DVariant", "SplitMixer", "SqueezeExcite", "StateFusionSS2D", "SupportQueryScan",
-    "VideoMixer", "from_windows", "to_windows",
+    "MambaLinearAttention", "MixerBlock", "MultiPathMixer", "MultiScaleSS2D", "NonCausalSSD", "PatchEmbed",
+    "PatchMerging", "PatchStem", "RMSNorm", "ResidualStem", "SS2DVariant", "SplitMixer", "SqueezeExcite",
+    "StateFusionSS2D", "SupportQueryScan", "VideoMixer", "from_windows", "to_windows",
 ]

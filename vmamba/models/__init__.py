@@ -8,6 +8,7 @@ from . import (
     msvmamba,
     plainmamba,
     resvmamba,
+    rsmamba,
     spatial_mamba,
     videomamba,
     vim,
@@ -18,4 +19,4 @@ from . import (
 
 __all__ = [
     "efficientvmamba", "localvim", "localvmamba", "mambavision", "mlla", "msvmamba", "plainmamba", "resvmamba",
-    "spatial_mamba", "videomamba", "vim", "vmamba", "vmamba_m2", "vssd"]
+    "rsmamba", "spatial_mamba", "videomamba", "vim", "vmamba", "vmamba_m2", "vssd"]

@@ -92,6 +92,7 @@ class TokenBackbone(AllOrNothing):
         self.pos_embed = nn.Parameter(torch.empty(1, tokens, embed_dim, **dd))
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
+        self.fc_norm: nn.Module = nn.Identity()
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
         self.feature_info = [
@@ -214,7 +215,7 @@ class TokenBackbone(AllOrNothing):
         x, height, width = self.embed(x)
         intermediates: list[Any] = []
         for i, block in enumerate(self.blocks[:max_index + 1] if stop_early else self.blocks):
-            x = checkpoint(block, x, height, width) if self.grad_checkpointing else block(x, height, width)
+            x = self.apply_block(block, x, height, width)
             if i in take_indices:
                 y = self.norm(x) if norm else x.to(self.pos_embed.dtype)  # the stream may be wider
                 y, token = self._split(y)
@@ -224,6 +225,10 @@ class TokenBackbone(AllOrNothing):
         if intermediates_only:
             return intermediates
         return self.norm(x), intermediates
+
+    def apply_block(self, block: nn.Module, x: Tensor, *rest: Any) -> Tensor:
+        """One block outside of traced graphs; a family whose blocks take more adds it."""
+        return checkpoint(block, x, *rest) if self.grad_checkpointing else block(x, *rest)
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Tokens [B, L, C] -> patches and the class token [B, 1, C], None without one."""
@@ -241,6 +246,7 @@ class TokenBackbone(AllOrNothing):
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
+            self.fc_norm = nn.Identity()
             self.reset_classifier(0, "")
         return take_indices
 
@@ -261,7 +267,7 @@ class TokenBackbone(AllOrNothing):
         elif self.global_pool != "":
             patches, _ = self._split(x)
             x = global_pool_nlc(patches, pool_type=self.global_pool, num_prefix_tokens=0)
-        x = self.head_drop(x)
+        x = self.head_drop(self.fc_norm(x))
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
