@@ -18,7 +18,8 @@ PUBLIC = {
     "vmamba.scans": [
         "Route", "ScanOrder", "VIDEO_SCANS", "consistent_traverse", "default_directions", "hilbert_voxels",
         "list_scans", "morton_voxels", "recap_order", "register_alias", "register_numbered_path", "register_path",
-        "register_scan", "scan_length", "scan_order", "scan_routes", "scan_tokens", "step_moves", "video_order", "video_routes"],
+        "register_scan", "scan_length", "scan_order", "scan_routes", "scan_tokens", "step_moves", "video_order",
+        "video_routes"],
     "vmamba.ops": ["reorder", "selective_scan", "ss2d_scan", "ss2d_scan_norm", "ssd_scan"],
 }
 
