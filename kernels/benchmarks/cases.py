@@ -47,13 +47,13 @@ def ss2d_core(B: int, D: int, side: int, R: int, N: int = 1, K: int = 4) -> Case
         proj = F.linear(x, weight).view(*args["proj"].shape)
         rest = {**args, "proj": proj}
         y, states = ss2d_forward(*rest.values(), **how, merge=False, save_states=save)
-        out, saved = merge_norm_forward(y, *norm, save=save)
+        out, merged = merge_norm_forward(y, *norm, save=save)
         if save:
-            kept.update(rest=rest, states=states, saved=saved)
+            kept.update(rest=rest, states=states, merged=merged)
         return out
 
     def backward():
-        dy = merge_norm_backward(dout, kept["saved"], *norm).merged
+        dy = merge_norm_backward(dout, kept["merged"], *norm).merged
         g = ss2d_backward(dy, *kept["rest"].values(), kept["states"], **how)
         dproj = g.proj.view(-1, weight.shape[0])
         dx = g.x.view(-1, D).addmm_(dproj, weight)  # into the scan's gradient: no addition of its own
@@ -68,7 +68,7 @@ def ss2d_core(B: int, D: int, side: int, R: int, N: int = 1, K: int = 4) -> Case
         2 * _size(x) + 2 * _size(args["proj"]) + _size(out),
         4 * _size(x) + 3 * _size(args["proj"]) + _size(out),
         B * side * side * D * K * (1 + N),
-        _size(x, args["proj"], kept["states"], *kept["saved"]),
+        _size(x, args["proj"], kept["states"], kept["merged"]),
     )
 
 

@@ -3,6 +3,13 @@
 import importlib
 
 _HOME = {
+    "DepthwiseConvGradients": "depthwise_conv",
+    "depthwise_conv_silu_backward": "depthwise_conv",
+    "depthwise_conv_silu_forward": "depthwise_conv",
+    "gelu_backward": "gelu",
+    "AddNormGradients": "merge_norm",
+    "add_norm_backward": "merge_norm",
+    "add_norm_forward": "merge_norm",
     "SelectiveScanGradients": "selective_scan",
     "SelectiveScanSaved": "selective_scan",
     "selective_scan_backward": "selective_scan",
@@ -20,7 +27,8 @@ __all__ = list(_HOME)
 
 def __getattr__(name: str):
     if name in _HOME:
-        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+        globals()[name] = found = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

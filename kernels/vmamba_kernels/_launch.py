@@ -1,5 +1,7 @@
 """What every launcher needs: checks, allocation, and which arithmetic the device offers."""
 
+from typing import Any
+
 import torch
 import triton
 
@@ -51,3 +53,45 @@ def pow2(n: int, least: int = 16) -> int:
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     """Type in which outputs are written: float16 has too little range for scan outputs and becomes float32."""
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+
+
+_launchers: dict[tuple, tuple[Any, tuple]] = {}
+_compiled: set[tuple] = set()
+
+
+def launch(kernel: Any, grid: tuple[int], *arguments: Any, **how: Any) -> None:
+    """``kernel[grid](*arguments, **how)``, in a third of the host's time from the second launch of a kind on.
+
+    Triton looks at every argument at every launch; here what it found for arguments of the same kind is kept. The
+    kind is what Triton specialises on: types, whether pointers and integers are multiples of 16, and constants.
+    """
+    if interpreted():
+        kernel[grid](*arguments, **how)
+        return
+    kind = (kernel, *map(_kind, arguments), *how.values(), torch.cuda.current_device())
+    found = _launchers.get(kind)
+    if found is None:
+        names = kernel.arg_names[len(arguments) :]
+        _launchers[kind] = kernel[grid](*arguments, **how), tuple(how[name] for name in names)
+    else:
+        found[0][grid[0], 1, 1](*arguments, *found[1])
+
+
+def _kind(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor):
+        return argument.dtype, argument.data_ptr() % 16 == 0
+    if isinstance(argument, int):
+        return argument == 1, argument % 16 == 0, argument < 2**31
+    return type(argument)
+
+
+def in_both_variants(kernel: Any, grid: tuple[int], arguments: tuple, *, even: bool, **how: Any) -> None:
+    """Launch ``kernel`` with ``EVEN=even``; at the first launch of its kind compile the other variant too.
+
+    So a later image size waits for no compiler, whether it is a whole number of tiles or not.
+    """
+    kind = (kernel, *(t.dtype if isinstance(t, torch.Tensor) else None for t in arguments), *how.values())
+    if kind not in _compiled and not interpreted():
+        kernel.warmup(*arguments, grid=grid, EVEN=not even, **how)
+        _compiled.add(kind)
+    launch(kernel, grid, *arguments, EVEN=even, **how)

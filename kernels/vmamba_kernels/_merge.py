@@ -29,5 +29,5 @@ def merge_directions(parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     out = _launch.empty((B, L, D), dtype=dtype, device=parts.device)
     block = 1024 if not _launch.interpreted() else triton.next_power_of_2(min(L * D, 4096))
     if out.numel():
-        merge_kernel[(B * triton.cdiv(L * D, block),)](parts, out, L * D, K=K, BLOCK=block, num_warps=4)
+        _launch.launch(merge_kernel, (B * triton.cdiv(L * D, block),), parts, out, L * D, K=K, BLOCK=block, num_warps=4)
     return out

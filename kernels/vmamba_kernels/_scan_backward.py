@@ -36,12 +36,7 @@ from ._walk import direction
 @triton.jit
 def tile_states(first, saved_at, scratch_at, C: tl.constexpr, NB: tl.constexpr, ok):
     """NB states before a tile: the saved ones before the group's first, else the recomputed ones."""
-    saved = load_states(saved_at, C, NB, ok & first)
-    scratch = load_states(scratch_at, C, NB, ok & (first == 0))
-    out = ()
-    for i in tl.static_range(NB):
-        out = out + (saved[i] + scratch[i],)
-    return out
+    return load_states(tl.where(first, saved_at, scratch_at), C, NB, ok)
 
 
 @triton.jit
@@ -69,7 +64,7 @@ def store_sums(dbc_at, gv_r, dyh_r, select, TENSOR_SUMS: tl.constexpr):
         tl.store(dbc_at + 8 + eight, tl.sum(pack8(reverse(dyh_r)), 0))
 
 
-@triton.jit(do_not_specialize=[*SEQUENCE, "B", "every"])
+@triton.jit(do_not_specialize=[*SEQUENCE, "B", "every", "enters"])
 def scan_bwd_kernel(
     dy_ptr,  # [B, L, G, C] by strides
     x_ptr,  # [B, L, G, C] by strides
@@ -82,7 +77,7 @@ def scan_bwd_kernel(
     skip_ptr,  # [G, C]
     states_ptr,  # [B, G, groups of tiles, N, C] fp32: state before each group
     scratch_ptr,  # [B, G, segments, every, N, C] fp32: states before the tiles of the group at hand
-    carry_ptr,  # [B, G, segments, N, C] fp32: a_{t+1} g_{t+1}; with ENTERS it holds that from behind each segment
+    carry_ptr,  # [B, G, segments, N, C] fp32: a_{t+1} g_{t+1}; with ``enters`` it holds that from behind
     da_ptr,  # [B, G, segments, N, C] fp32
     dvec_ptr,  # [B, segments, 2, G, C] fp32: delta bias, D
     dx_ptr,  # [B, L, G, C] by strides
@@ -96,18 +91,16 @@ def scan_bwd_kernel(
     dx_sb, dx_sl, dx_sg, dx_sc,
     dz_sb, dz_sl, dz_sg, dz_sc,
     L, visits, height, width, reciprocal, tiles, segments, span, G,
-    B, every,
+    B, every, enters,
     N: tl.constexpr,
-    NB: tl.constexpr,  # states loaded and stored together; divides N
+    NB: tl.constexpr,  # states at a time; N: their carries stay in registers
     C: tl.constexpr,
     K: tl.constexpr,  # directions; groups are directions if K > 1
     R: tl.constexpr,
     ORDER: tl.constexpr,
     SOFTPLUS: tl.constexpr,
-    EVEN: tl.constexpr,  # visits are a multiple of 8
     HAS_BIAS: tl.constexpr,
     HAS_SKIP: tl.constexpr,
-    ENTERS: tl.constexpr,
     PRECISE: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
@@ -145,6 +138,12 @@ def scan_bwd_kernel(
     zero = tl.zeros([32], tl.float32)
     sum_bias = zero
     sum_skip = zero
+    if NB == N:
+        a = load_states(a_base, C, NB, d_ok)
+        carries = load_states(carry_base, C, NB, d_ok & (enters != 0))
+        d_as = ()
+        for _ in tl.static_range(NB):
+            d_as = d_as + (zero,)
     begin = segment * span
     end = tl.minimum(begin + span, tiles)
     groups = tl.cdiv(end - begin, every)  # a segment is a whole number of groups, but for the last
@@ -156,22 +155,25 @@ def scan_bwd_kernel(
         # states before the group's later tiles
         at, ok_t, x, delta = read_tile(
             first, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits, step,
-            mirror, L, height, reciprocal, R, ORDER, EVEN,
+            mirror, L, height, reciprocal, R, ORDER,
         )  # fmt: skip
+        if NB == N:
+            h = load_states(saved, C, NB, d_ok)
         for i in range(0, count - 1):
             tile = first + i
             bc = bc_base + tl.cast(tile, tl.int64) * N * 16
             touch(bc + N * 16, N * 16, 32, FAST)  # the next tile's
             scratch = scratch_base + i * N * C
-            a = load_states(a_base, C, NB, d_ok)
-            h = tile_states(i == 0, saved, scratch, C, NB, d_ok)
+            if NB < N:
+                a = load_states(a_base, C, NB, d_ok)
+                h = tile_states(i == 0, saved, scratch, C, NB, d_ok)
             xs = vectors(x)
             z2 = scan_delta(delta, weights, bias, R, FAST)
             at, ok_t, x, delta = read_tile(
                 tile + 1, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits,
-                step, mirror, L, height, reciprocal, R, ORDER, EVEN,
+                step, mirror, L, height, reciprocal, R, ORDER,
             )  # fmt: skip
-            delta2 = step_sizes(z2, tile * 8, visits, SOFTPLUS, EVEN, PRECISE, FAST)
+            delta2 = step_sizes(z2, tile * 8, visits, SOFTPLUS, PRECISE, FAST)
             v = inputs(delta2, xs)
             for n in range(0, N, NB):
                 if NB < N:
@@ -186,13 +188,14 @@ def scan_bwd_kernel(
                         h_n = tl.fma(ex2(a[m] * delta2[t], FAST), h_n, b_n[t] * v[t])
                     new_h = new_h + (h_n,)
                 store_states(scratch + (N + n) * C, C, new_h, d_ok)
+                h = new_h
                 if NB < N:
                     a = a_next
                     h = h_next
 
         at, ok_t, x, delta = read_tile(
             first + count - 1, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk,
-            visits, step, mirror, L, height, reciprocal, R, ORDER, EVEN,
+            visits, step, mirror, L, height, reciprocal, R, ORDER,
         )  # fmt: skip
         dy = tl.load(dy_ptr + dy_off + at[:, None] * dy_sl, mask=ok_t[:, None] & d_ok[None, :], other=0.0)
         for j in range(0, count):
@@ -208,10 +211,10 @@ def scan_bwd_kernel(
             z2 = scan_delta(delta, weights, bias, R, FAST)
             at_next, ok_next, x, delta = read_tile(
                 tl.maximum(tile - 1, 0), d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl,
-                walk, visits, step, mirror, L, height, reciprocal, R, ORDER, EVEN,
+                walk, visits, step, mirror, L, height, reciprocal, R, ORDER,
             )  # fmt: skip
             dy = tl.load(dy_ptr + dy_off + at_next[:, None] * dy_sl, mask=ok_next[:, None] & d_ok[None, :], other=0.0)
-            delta2 = step_sizes(z2, tile * 8, visits, SOFTPLUS, EVEN, PRECISE, FAST)
+            delta2 = step_sizes(z2, tile * 8, visits, SOFTPLUS, PRECISE, FAST)
             v = inputs(delta2, xs)
             dys = ()
             gb_sum = ()
@@ -221,14 +224,12 @@ def scan_bwd_kernel(
                 gb_sum = gb_sum + (zero,)
                 ga_sum = ga_sum + (zero,)
             later = d_ok & (tile < end - 1)
-            stays = later
-            if ENTERS:
-                stays = d_ok
             for n in range(0, N, NB):
-                a = load_states(a_base + n * C, C, NB, d_ok)
                 h = tile_states(i == 0, saved + n * C, scratch + n * C, C, NB, d_ok)
-                carries = load_states(carry_base + n * C, C, NB, stays)
-                d_as = load_states(da_base + n * C, C, NB, later)
+                if NB < N:
+                    a = load_states(a_base + n * C, C, NB, d_ok)
+                    carries = load_states(carry_base + n * C, C, NB, later | (d_ok & (enters != 0)))
+                    d_as = load_states(da_base + n * C, C, NB, later)
                 new_carries = ()
                 new_d_as = ()
                 for m in tl.static_range(NB):
@@ -255,8 +256,12 @@ def scan_bwd_kernel(
                     store_sums(dbc + (n + m) * 16, gv_r, dyh_r, select, TENSOR_SUMS)
                     new_carries = new_carries + (carry,)
                     new_d_as = new_d_as + (d_a,)
-                store_states(carry_base + n * C, C, new_carries, d_ok)
-                store_states(da_base + n * C, C, new_d_as, d_ok)
+                if NB < N:
+                    store_states(carry_base + n * C, C, new_carries, d_ok)
+                    store_states(da_base + n * C, C, new_d_as, d_ok)
+                else:
+                    carries = new_carries
+                    d_as = new_d_as
 
             dxs = ()
             dzs = ()
@@ -267,8 +272,7 @@ def scan_bwd_kernel(
                 dz = gb_sum[t] * x_t + ga_sum[t]
                 if SOFTPLUS:
                     dz = dz * ex2(z2[t] - delta2[t], FAST)
-                if not EVEN:
-                    dz = tl.where(tile * 8 + t < visits, dz, 0.0)
+                dz = tl.where(tile * 8 + t < visits, dz, 0.0)
                 sum_bias += dz
                 dzs = dzs + (dz,)
             ok = ok_t[:, None] & d_ok[None, :]
@@ -277,6 +281,9 @@ def scan_bwd_kernel(
             at = at_next
             ok_t = ok_next
 
+    if NB == N:
+        store_states(carry_base, C, carries, d_ok)
+        store_states(da_base, C, d_as, d_ok)
     out = dvec_ptr + ((b * segments + segment) * 2 * G + g) * C + d
     tl.store(out, sum_bias, mask=d_ok)
     tl.store(out + G * C, sum_skip, mask=d_ok)

@@ -2,8 +2,8 @@
 
 Serves ``selective_scan`` (delta given, G channel groups, one direction) and ``ss2d`` with N > 1 (delta from factors,
 K directions): both are B x G scans of C channels, where a group owns parameters, B and C. The states of a channel are
-walked one after the other within a tile of 8 visits, so that N costs no registers; between tiles they rest in
-``running_ptr``. A long sequence is cut into segments, see ``_segments``.
+walked one after the other within a tile of 8 visits; between tiles a few stay in registers, and many rest in
+``running_ptr``, so that N costs no registers. A long sequence is cut into segments, see ``_segments``.
 """
 
 import triton
@@ -53,7 +53,7 @@ def load_delta_weights(weight_ptr, offset, d, d_ok, R: tl.constexpr, dtype: tl.c
 @triton.jit
 def read_tile(
     tile, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits, step, mirror, L,
-    height, reciprocal, R: tl.constexpr, ORDER: tl.constexpr, EVEN: tl.constexpr,
+    height, reciprocal, R: tl.constexpr, ORDER: tl.constexpr,
 ):  # fmt: skip
     """Positions [8] of a tile's visits, which are tokens, and x and delta (or its factors) there, as they come.
 
@@ -61,8 +61,6 @@ def read_tile(
     """
     visit = tile * 8 + tl.arange(0, 8)
     p, ok_t = tile_positions(visit, walk, visits, step, mirror, L, height, reciprocal, ORDER)
-    if EVEN and ORDER != TABLE:
-        ok_t = tl.full([8], 1, tl.int1)
     at = p.to(tl.int64)
     ok = ok_t[:, None] & d_ok[None, :]
     x = tl.load(x_ptr + x_off + at[:, None] * x_sl, mask=ok, other=0.0)
@@ -120,9 +118,7 @@ def scan_delta(delta, weights, bias, R: tl.constexpr, FAST: tl.constexpr):
 
 
 @triton.jit
-def step_sizes(
-    z2, visit, visits, SOFTPLUS: tl.constexpr, EVEN: tl.constexpr, PRECISE: tl.constexpr, FAST: tl.constexpr
-):
+def step_sizes(z2, visit, visits, SOFTPLUS: tl.constexpr, PRECISE: tl.constexpr, FAST: tl.constexpr):
     """Delta in units of log 2 from its pre-activations; 0 past the end, where the state stays what it is."""
     delta2 = ()
     for t in tl.static_range(8):
@@ -130,9 +126,7 @@ def step_sizes(
             dl = softplus2(z2[t], FAST, PRECISE)
         else:
             dl = z2[t]
-        if not EVEN:
-            dl = tl.where(visit + t < visits, dl, 0.0)
-        delta2 = delta2 + (dl,)
+        delta2 = delta2 + (tl.where(visit + t < visits, dl, 0.0),)
     return delta2
 
 
@@ -145,7 +139,7 @@ def inputs(delta2, xs):
     return v
 
 
-@triton.jit(do_not_specialize=[*SEQUENCE, "every"])
+@triton.jit(do_not_specialize=[*SEQUENCE, "every", "enters"])
 def scan_fwd_kernel(
     x_ptr,  # [B, L, G, C] by strides
     delta_ptr,  # [B, L, G, C] by strides, only for R == 0
@@ -158,7 +152,7 @@ def scan_fwd_kernel(
     gate_ptr,  # [B, L, G, C] by strides
     y_ptr,  # [B, L, G, C] by strides
     out_ptr,  # gated y, strides of y
-    running_ptr,  # [B, G, segments, N, C] fp32: running state; with ENTERS it holds the state before each segment
+    running_ptr,  # [B, G, segments, N, C] fp32: the state after each segment; with ``enters`` it holds that before it
     states_ptr,  # [B, G, groups of tiles, N, C] fp32: state before each group
     index_ptr,
     x_sb, x_sl, x_sg, x_sc,
@@ -167,19 +161,17 @@ def scan_fwd_kernel(
     z_sb, z_sl, z_sg, z_sc,
     y_sb, y_sl, y_sg, y_sc,
     L, visits, height, width, reciprocal, tiles, segments, span, G,
-    every,
+    every, enters,
     N: tl.constexpr,
-    NB: tl.constexpr,  # states loaded and stored together; divides N
+    NB: tl.constexpr,  # states at a time; N: all stay in registers, else they rest in ``running_ptr`` between tiles
     C: tl.constexpr,
     K: tl.constexpr,  # directions; groups are directions if K > 1
     R: tl.constexpr,
     ORDER: tl.constexpr,
     SOFTPLUS: tl.constexpr,
-    EVEN: tl.constexpr,  # visits are a multiple of 8
     HAS_BIAS: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     HAS_GATE: tl.constexpr,
-    ENTERS: tl.constexpr,
     SAVE: tl.constexpr,
     PRECISE: tl.constexpr,
     FAST: tl.constexpr,
@@ -209,26 +201,28 @@ def scan_fwd_kernel(
     end = tl.minimum(begin + span, tiles)
     at, ok_t, x, delta = read_tile(
         begin, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits, step, mirror,
-        L, height, reciprocal, R, ORDER, EVEN,
+        L, height, reciprocal, R, ORDER,
     )  # fmt: skip
+    if NB == N:
+        a = load_states(a_base, C, NB, d_ok)
+        h = load_states(running_base, C, NB, d_ok & (enters != 0))
     for tile in range(begin, end):
         bc = bc_base + tl.cast(tile, tl.int64) * N * 16
         touch(bc + N * 16, N * 16, 32, FAST)  # the next tile's
-        stays = d_ok
-        if not ENTERS:
-            stays = d_ok & (tile > begin)
         if SAVE:
             save = d_ok & (tile % every == 0)
             state_at = states_ptr + ((b * G + g) * groups + tile // every) * N * C + d
-        a = load_states(a_base, C, NB, d_ok)
-        h = load_states(running_base, C, NB, stays)
+        if NB < N:
+            stays = d_ok & ((tile > begin) | (enters != 0))
+            a = load_states(a_base, C, NB, d_ok)
+            h = load_states(running_base, C, NB, stays)
         xs = vectors(x)
         z2 = scan_delta(delta, weights, bias, R, FAST)
         at_next, ok_next, x, delta = read_tile(
             tile + 1, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits, step,
-            mirror, L, height, reciprocal, R, ORDER, EVEN,
+            mirror, L, height, reciprocal, R, ORDER,
         )  # fmt: skip
-        delta2 = step_sizes(z2, tile * 8, visits, SOFTPLUS, EVEN, PRECISE, FAST)
+        delta2 = step_sizes(z2, tile * 8, visits, SOFTPLUS, PRECISE, FAST)
         v = inputs(delta2, xs)
         ys = ()
         for t in tl.static_range(8):
@@ -251,8 +245,9 @@ def scan_fwd_kernel(
                     new_y = new_y + (ys[t] + c_n[t] * h_n,)
                 ys = new_y
                 new_h = new_h + (h_n,)
-            store_states(running_base + n * C, C, new_h, d_ok)
+            h = new_h
             if NB < N:
+                store_states(running_base + n * C, C, new_h, d_ok)
                 a = a_next
                 h = h_next
         ok = ok_t[:, None] & d_ok[None, :]
@@ -268,3 +263,5 @@ def scan_fwd_kernel(
             store_tile(out_ptr, y_at, gated, ok)
         at = at_next
         ok_t = ok_next
+    if NB == N:
+        store_states(running_base, C, h, d_ok)

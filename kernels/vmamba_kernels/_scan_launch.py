@@ -3,7 +3,6 @@
 Common form: per-channel tensors [B, L, G, C], B and C [B, G, N, L], parameters [G, C] and A [G, N, C]; all by strides.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -79,9 +78,9 @@ class _Plan(NamedTuple):
         s = self.scan
         _, _, G, C, N = s.sizes
         return {
-            "N": N, "NB": math.gcd(N, configs.STATES[walk]), "C": C, "K": G if s.weight is not None else 1,
+            "N": N, "NB": configs.states_at_a_time(N, walk), "C": C, "K": G if s.weight is not None else 1,
             "R": s.weight.shape[2] if s.weight is not None else 0, "ORDER": s.order, "SOFTPLUS": s.softplus,
-            "EVEN": s.visits % SCAN_TILE == 0, "HAS_BIAS": s.bias is not None, "PRECISE": s.x.dtype == torch.float32,
+            "HAS_BIAS": s.bias is not None, "PRECISE": s.x.dtype == torch.float32,
             "FAST": fast_math(), "num_warps": 1, "num_stages": 1, "maxnreg": configs.SCAN_REGISTERS,
         }  # fmt: skip
 
@@ -112,7 +111,8 @@ def _plan(s: Scan, tiles_per_span: int | None = None) -> _Plan:
     bc = _empty(s.x, B, G, tiles, N, 2, SCAN_TILE)
     blocks = -(-C // 32)
     chunks = B * G * -(-tiles * SCAN_TILE // VISITS)
-    arrange_kernel[(chunks + -(-a.numel() // 1024),)](
+    _launch.launch(
+        arrange_kernel, (chunks + -(-a.numel() // 1024),),
         s.B, s.C, bc, s.A, a, s.index, *_position_second(s.B), *_position_second(s.C), *_grid(s), tiles, N, G, C,
         chunks, K=G if s.weight is not None else 1, ORDER=s.order, LOG=s.log, HAS_C=s.C is not None, FAST=fast_math(),
         num_warps=4,
@@ -141,13 +141,15 @@ def _entries(
     entry = _empty(s.x, B, G, plan.segments, N, C)
     end = _empty(s.x, *entry.shape)
     total = _empty(s.x, B, G, plan.segments, C)
-    segment_kernel[plan.programs](
+    _launch.launch(
+        segment_kernel, plan.programs,
         values, s.delta, s.factors, s.weight, s.bias, plan.a, plan.bc, end, total, s.index,
         *_strides(values), *_strides(s.delta), *_strides(s.factors, 3), *plan.sequence, ADJOINT=adjoint,
         **plan.how("forward"),
     )  # fmt: skip
     first = first.float().contiguous() if first is not None else None
-    chain_kernel[(B * G * plan.blocks * N,)](
+    _launch.launch(
+        chain_kernel, (B * G * plan.blocks * N,),
         end, total, plan.a, entry, first, plan.segments, N, G, C=C, HAS_FIRST=first is not None, ADJOINT=adjoint,
         FAST=fast_math(), num_warps=1,
     )  # fmt: skip
@@ -188,10 +190,11 @@ def scan_forward(
         return _empty(s.x, B, G, N, C), states
     plan = _plan(s)
     running, enters = _entries(plan, s.x, initial, adjoint=False)
-    scan_fwd_kernel[plan.programs](
+    _launch.launch(
+        scan_fwd_kernel, plan.programs,
         s.x, s.delta, s.factors, s.weight, s.bias, plan.a, plan.bc, s.skip, gate, y, out, running, states, s.index,
         *s.x.stride(), *_strides(s.delta), *_strides(s.factors, 3), *_strides(gate), *y.stride(), *plan.sequence,
-        tiles_per_state(N), HAS_SKIP=s.skip is not None, HAS_GATE=gate is not None, ENTERS=enters, SAVE=save,
+        tiles_per_state(N), int(enters), HAS_SKIP=s.skip is not None, HAS_GATE=gate is not None, SAVE=save,
         **plan.how("forward"),
     )  # fmt: skip
     return running[:, :, -1], states
@@ -228,14 +231,16 @@ def scan_backward(
     dA = _empty(s.x, B, G, plan.segments, N, C)
     dvec = _empty(s.x, B, plan.segments, 2, G, C)
     dbc = _empty(s.x, plan.blocks, *plan.bc.shape)
-    scan_bwd_kernel[plan.programs](
+    _launch.launch(
+        scan_bwd_kernel, plan.programs,
         dy, s.x, s.delta, s.factors, s.weight, s.bias, plan.a, plan.bc, s.skip, states, scratch, carry, dA, dvec,
         dx, dz, dbc, s.index,
         *dy.stride(), *s.x.stride(), *_strides(s.delta), *_strides(s.factors, 3), *dx.stride(), *dz.stride(),
-        *plan.sequence, B, every, HAS_SKIP=s.skip is not None, ENTERS=enters, **plan.how("backward"),
+        *plan.sequence, B, every, int(enters), HAS_SKIP=s.skip is not None, **plan.how("backward"),
     )  # fmt: skip
     tiles = plan.bc.shape[2]
-    gather_kernel[(B * G * -(-tiles * SCAN_TILE // VISITS),)](
+    _launch.launch(
+        gather_kernel, (B * G * -(-tiles * SCAN_TILE // VISITS),),
         dbc, dB, dC, s.index, *_position_second(dB), *_position_second(dC), B, *_grid(s), tiles, N, G, plan.blocks,
         K=G if s.weight is not None else 1, ORDER=s.order, HAS_C=dC is not None, num_warps=4,
     )  # fmt: skip

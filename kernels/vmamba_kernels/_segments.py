@@ -49,7 +49,6 @@ def segment_kernel(
     R: tl.constexpr,
     ORDER: tl.constexpr,
     SOFTPLUS: tl.constexpr,
-    EVEN: tl.constexpr,  # visits are a multiple of 8
     HAS_BIAS: tl.constexpr,
     ADJOINT: tl.constexpr,
     PRECISE: tl.constexpr,
@@ -81,7 +80,7 @@ def segment_kernel(
     backwards: tl.constexpr = 1 if ADJOINT else 0
     _at, _ok, x, delta = read_tile(
         begin + (count - 1) * backwards, d_ok, in_ptr, in_off, in_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl,
-        walk, visits, step, mirror, L, height, reciprocal, R, ORDER, EVEN,
+        walk, visits, step, mirror, L, height, reciprocal, R, ORDER,
     )  # fmt: skip
     for i in range(0, count):
         tile = begin + i
@@ -93,9 +92,9 @@ def segment_kernel(
         z2 = scan_delta(delta, weights, bias, R, FAST)
         _at, _ok, x, delta = read_tile(
             following, d_ok, in_ptr, in_off, in_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits,
-            step, mirror, L, height, reciprocal, R, ORDER, EVEN,
+            step, mirror, L, height, reciprocal, R, ORDER,
         )  # fmt: skip
-        delta2 = step_sizes(z2, tile * 8, visits, SOFTPLUS, EVEN, PRECISE, FAST)
+        delta2 = step_sizes(z2, tile * 8, visits, SOFTPLUS, PRECISE, FAST)
         for t in tl.static_range(8):
             total += delta2[t]
         v = inputs(delta2, values)

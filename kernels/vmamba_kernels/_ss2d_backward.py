@@ -31,20 +31,20 @@ def ss2d_bwd_kernel_n1(
     dt_bias_ptr,  # [K, D]
     a_log_ptr,  # [K, D]
     d_skip_ptr,  # [K, D]
-    states_ptr,  # [B, K, tiles, D]: state before each tile of 16 visits
+    states_ptr,  # [B, K, tiles, D], type of dx: state before each tile of 16 visits
     dx_ptr,  # [B, K, L, D]
     dbc_ptr,  # [blocks, K, B, L, P - R] fp32: B and C
     dz_ptr,  # [K, B, L, D]: gradient to delta's pre-activation
     dvec_ptr,  # [programs over B, 3, K, D] fp32: dt_bias, A_log, D_skip
-    entry_ptr,  # [B, K, segments, D]: adjoint that enters each segment from behind, only with SPLIT
+    entry_ptr,  # [B, K, segments, D] fp32: adjoint that enters each segment from behind, read where there are several
     index_ptr,  # [K, L_visits], only for ORDER == TABLE
     x_sb,
     dy_sb,
     dy_sk,
     batch,
-    segments,
+    segments,  # that an image is cut into, see _segments; a program walks one
     span,  # tiles per segment
-    images,  # images that one program walks, one after the other; divides the batch
+    images,  # or, uncut, so many images one after the other; divides the batch
     L,
     L_visits,
     height,
@@ -61,7 +61,6 @@ def ss2d_bwd_kernel_n1(
     HAS_SKIP: tl.constexpr,
     EVEN: tl.constexpr,  # L_visits is a multiple of 16
     STAGES: tl.constexpr,  # depth of the software pipeline over tiles
-    SPLIT: tl.constexpr,  # a program walks one segment of one image, see _ss2d_segments
     PRECISE: tl.constexpr,
     FAST: tl.constexpr,
 ):
@@ -104,20 +103,16 @@ def ss2d_bwd_kernel_n1(
     d_bias = zero
     d_a = zero
     d_s = zero
-    carry = zero  # a_{t+1} g_{t+1}
 
     tile_t = tl.arange(0, 16)
     two = tl.arange(0, 2)
-    if SPLIT:
-        segment = group % segments
-        b = (group // segments).to(tl.int64)
-        count = tl.minimum(span, tiles - segment * span)
-        tile = segment * span + count - 1
-        carry = tl.load(entry_ptr + ((b * K + k) * segments + segment) * D + d, mask=d_ok, other=0.0)
-    else:
-        b = (group * images).to(tl.int64)
-        tile = tiles - 1
-        count = images * tiles
+    segment = group % segments
+    b = (group // segments * images).to(tl.int64)
+    count = tl.minimum(span, tiles - segment * span)
+    tile = segment * span + count - 1
+    count = count * images
+    entry_at = entry_ptr + ((b * K + k) * segments + segment) * D + d
+    carry = tl.load(entry_at, mask=d_ok & (segments > 1), other=0.0)  # a_{t+1} g_{t+1}
     p, ok_t = tile_positions(tile * 16 + tile_t, walk, L_visits, step, mirror, L, height, reciprocal, ORDER)
     factors, bc = tile_factors(proj_k + b * L * (K * P), p, ok_t, R, K * P, HAS_C, PADDED)
     z2 = tile_delta(factors, (weights,), (bias,), 1, FAST)
@@ -129,17 +124,16 @@ def ss2d_bwd_kernel_n1(
         if FULL and WHOLE:
             xs = unpack16(tl.load(x_at))
             dys = unpack16(tl.load(dy_at))
-            h = tl.load(state_at)
+            h = tl.load(state_at).to(tl.float32)
         else:
             ok = ok_t[:, None] & d_ok[None, :]
             xs = unpack16(tl.load(x_at, mask=ok, other=0.0))
             dys = unpack16(tl.load(dy_at, mask=ok, other=0.0))
-            h = tl.load(state_at, mask=d_ok, other=0.0)
+            h = tl.load(state_at, mask=d_ok, other=0.0).to(tl.float32)
         b_t, c_t = tl.split(bc.to(tl.float32))
         b_s = spread16(b_t * LN2, 32)
         c_s = spread16(c_t, 32)
-        if not SPLIT:
-            carry = tl.where(tile == tiles - 1, 0.0, carry)
+        carry = tl.where(tile == tiles - 1, 0.0, carry)
 
         # the next tile's factors, B and C are loaded ahead
         b_next = tl.minimum(b + tl.where(tile == 0, 1, 0), batch - 1)

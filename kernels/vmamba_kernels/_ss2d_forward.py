@@ -17,14 +17,14 @@ def ss2d_fwd_kernel_n1(
     a_log_ptr,  # [K, D]
     d_skip_ptr,  # [K, D]
     y_ptr,  # [B, K, L, D], contiguous
-    states_ptr,  # [B, K, tiles, D]: state before each tile of 16 visits
-    entry_ptr,  # [B, K, segments, D]: state that enters each segment, only with SPLIT
+    states_ptr,  # [B, K, tiles, D], type of y: state before each tile of 16 visits
+    entry_ptr,  # [B, K, segments, D] fp32: state that enters each segment, read where there are several
     index_ptr,  # [K, L_visits], only for ORDER == TABLE
     x_sb,
     batch,
-    segments,
+    segments,  # that an image is cut into, see _segments; a program walks one
     span,  # tiles per segment
-    images,  # images that one program walks, one after the other; divides the batch
+    images,  # or, uncut, so many images one after the other; divides the batch
     L,
     L_visits,
     height,
@@ -40,7 +40,6 @@ def ss2d_fwd_kernel_n1(
     HAS_BIAS: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     SAVE: tl.constexpr,
-    SPLIT: tl.constexpr,  # a program walks one segment of one image, see _ss2d_segments
     EVEN: tl.constexpr,  # L_visits is a multiple of 16
     STAGES: tl.constexpr,  # depth of the software pipeline over tiles
     PRECISE: tl.constexpr,
@@ -68,7 +67,6 @@ def ss2d_fwd_kernel_n1(
     skip = ()
     weights = ()
     bias = ()
-    h = ()
     weight = dt_weight_ptr + k * D * R
     for s in tl.static_range(SUB):
         d = d0 + 32 * s
@@ -82,24 +80,18 @@ def ss2d_fwd_kernel_n1(
         else:
             bs = tl.zeros([32], tl.float32)
         bias = bias + (bs,)
-        h = h + (tl.zeros([32], tl.float32),)
 
     tile_t = tl.arange(0, 16)
-    if SPLIT:
-        segment = group % segments
-        b = (group // segments).to(tl.int64)
-        tile = segment * span
-        count = tl.minimum(span, tiles - tile)
-        entry = ()
-        for s in tl.static_range(SUB):
-            d = d0 + 32 * s
-            entry_at = entry_ptr + ((b * K + k) * segments + segment) * D + d
-            entry = entry + (tl.load(entry_at, mask=d < D, other=0.0),)
-        h = entry
-    else:
-        b = (group * images).to(tl.int64)
-        tile = tl.zeros([], tl.int32)
-        count = images * tiles
+    segment = group % segments
+    b = (group // segments * images).to(tl.int64)
+    tile = segment * span
+    count = tl.minimum(span, tiles - tile) * images
+    entry = ()
+    for s in tl.static_range(SUB):
+        d = d0 + 32 * s
+        entry_at = entry_ptr + ((b * K + k) * segments + segment) * D + d
+        entry = entry + (tl.load(entry_at, mask=(d < D) & (segments > 1), other=0.0),)
+    h = entry
     p, ok_t = tile_positions(tile * 16 + tile_t, walk, L_visits, step, mirror, L, height, reciprocal, ORDER)
     PADDED: tl.constexpr = ORDER == TABLE
     factors, bc = tile_factors(proj_k + b * L * (K * P), p, ok_t, R, K * P, HAS_C, PADDED)
@@ -132,15 +124,14 @@ def ss2d_fwd_kernel_n1(
         new_h = ()
         for s in tl.static_range(SUB):
             d = d0 + 32 * s
-            hs = h[s]
-            if not SPLIT:
-                hs = tl.where(tile == 0, 0.0, hs)
+            hs = tl.where(tile == 0, 0.0, h[s])
             if SAVE:
                 state_at = states_ptr + ((b * K + k) * tiles + tile) * D + d
+                saved = hs.to(states_ptr.dtype.element_ty)
                 if WHOLE:
-                    tl.store(state_at, hs)
+                    tl.store(state_at, saved)
                 else:
-                    tl.store(state_at, hs, mask=d < D)
+                    tl.store(state_at, saved, mask=d < D)
             ys = ()
             for t in tl.static_range(16):
                 x = x_tiles[s][t].to(tl.float32)

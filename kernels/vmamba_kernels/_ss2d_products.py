@@ -107,7 +107,8 @@ def projection_gradients(
     if dz.dtype == proj.dtype == torch.bfloat16 and D <= 256 and R <= 16 and tokens:
         slices = max(1, min(_PROGRAMS // K, triton.cdiv(tokens, _ROWS)))
         dweight = _launch.empty((slices, K, D, R), dtype=torch.float32, device=dz.device)
-        dproj_kernel[(slices * K,)](
+        _launch.launch(
+            dproj_kernel, (slices * K,),
             dz, dt_weight, proj, dbc, dproj, dweight, tokens, dbc.shape[0], slices,
             D=D, DP=pow2(D), K=K, R=R, RP=pow2(R), P=P, ROWS=_ROWS, FAST=fast_math(), num_warps=4,
         )  # fmt: skip
@@ -116,8 +117,19 @@ def projection_gradients(
     dfactors = torch.bmm(dz, dt_weight.to(dz.dtype))
     rows = tokens * K
     if rows:
-        assemble_kernel[(triton.cdiv(rows * P, 1024),)](
-            dbc, dfactors, dproj, rows, dbc.shape[0], K=K, R=R, P=P, BLOCK=1024, num_warps=4
+        _launch.launch(
+            assemble_kernel,
+            (triton.cdiv(rows * P, 1024),),
+            dbc,
+            dfactors,
+            dproj,
+            rows,
+            dbc.shape[0],
+            K=K,
+            R=R,
+            P=P,
+            BLOCK=1024,
+            num_warps=4,
         )
     return dproj, weight_gradient(dz, proj.view(tokens, K, P)[..., :R].transpose(0, 1))
 

@@ -3,6 +3,7 @@
 A configuration depends on the channel count, never on the image size: a new resolution neither recompiles nor retunes.
 """
 
+import math
 from typing import NamedTuple
 
 
@@ -20,7 +21,7 @@ _TABLE: dict[tuple[str, int], Config] = {
     ("ss2d_bwd", 768): Config(1, 2),
 }
 SCAN_REGISTERS = 168  # cap per thread of the general kernels: three warps per scheduler
-STATES = {"forward": 4, "backward": 2}  # states per step of the general kernels, at most
+_STATES = {"forward": 4, "backward": 2}  # that the general kernels hold in registers, at most
 _LEAST_VISITS = 128  # in a segment, at least
 _PROGRAMS = 132 * 24  # enough one-warp programs to fill a large GPU; with more, a program takes several images
 
@@ -31,6 +32,11 @@ def config(kernel: str, D: int) -> Config:
     if found:
         return found
     return Config(1, 3)
+
+
+def states_at_a_time(N: int, walk: str) -> int:
+    """How many of a channel's N states a general kernel ("forward", "backward") holds in registers."""
+    return math.gcd(N, _STATES[walk])
 
 
 def images_per_program(batch: int, programs_per_image: int) -> int:

@@ -1,7 +1,9 @@
-"""Sum over scan directions, LayerNorm and gate in one pass: out = LayerNorm(sum_k parts[:, k]) * silu(gate).
+"""A sum and its LayerNorm in one pass.
 
-The step after the scan in models with an output norm (VMamba's ``out_norm``, Vim's and MambaVision's gate).
-LayerNorm is Ba et al. 2016, equation 4, over the channel axis.
+    merge_norm:  out = LayerNorm(sum_k parts[:, k]) * silu(gate), after a scan in K directions
+    add_norm:    sum = x + scale * branch, out = LayerNorm(sum), where a residual block ends and the next one begins
+
+LayerNorm is Ba et al. 2016, equation 4, over the channel axis; its statistics are fp32, and recomputed backwards.
 """
 
 from typing import NamedTuple
@@ -23,16 +25,34 @@ class MergeNormGradients(NamedTuple):
     gate: torch.Tensor | None
 
 
+class AddNormGradients(NamedTuple):
+    """What ``add_norm_backward`` returns; ``branch`` is ``x`` where both have one gradient."""
+
+    x: torch.Tensor
+    branch: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
 @triton.jit
+def standardise(m, ok, eps, D: tl.constexpr):
+    """Rows with mean 0 and variance 1, zeros where not ok, and 1 / their standard deviations."""
+    mean = tl.sum(m, 1) / D
+    c = tl.where(ok, m - mean[:, None], 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(c * c, 1) / D + eps)
+    return c * rstd[:, None], rstd
+
+
+@triton.jit(do_not_specialize=["B", "L"])
 def merge_norm_fwd_kernel(
     parts_ptr,  # [B, K, L, D], contiguous
+    branch_ptr,  # [B, L, D], contiguous
+    scale_ptr,  # [B] fp32
     weight_ptr,  # [D]
     bias_ptr,  # [D]
     gate_ptr,  # [B, L, D], strides (gate_sb, gate_sl, 1)
     out_ptr,  # [B, L, D]
     merged_ptr,  # [B, L, D]
-    mean_ptr,  # [B, L]
-    rstd_ptr,  # [B, L]
     gate_sb,
     gate_sl,
     B,
@@ -42,12 +62,14 @@ def merge_norm_fwd_kernel(
     DP: tl.constexpr,  # D rounded up to a power of two
     K: tl.constexpr,
     ROWS: tl.constexpr,
+    HAS_BRANCH: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_GATE: tl.constexpr,
     SAVE: tl.constexpr,
 ):
-    """Norm of the sum over directions; program = a block of rows of one image."""
+    """Norm of the sum over directions and branch; program = a block of rows of one image."""
     blocks = tl.cdiv(L, ROWS)
     pid = tl.program_id(0)
     b = (pid // blocks).to(tl.int64)
@@ -59,15 +81,14 @@ def merge_norm_fwd_kernel(
     m = tl.zeros([ROWS, DP], tl.float32)
     for k in tl.static_range(K):
         m += tl.load(parts_ptr + (b * K + k) * L * D + at, mask=ok, other=0.0).to(tl.float32)
+    if HAS_BRANCH:
+        branch = tl.load(branch_ptr + b * L * D + at, mask=ok, other=0.0).to(tl.float32)
+        if HAS_SCALE:
+            branch = branch * tl.load(scale_ptr + b)
+        m += branch
     if SAVE:
         tl.store(merged_ptr + b * L * D + at, m.to(merged_ptr.dtype.element_ty), mask=ok)
-    mean = tl.sum(m, 1) / D
-    c = tl.where(ok, m - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(c * c, 1) / D + eps)
-    if SAVE:
-        tl.store(mean_ptr + b * L + row, mean, mask=row < L)
-        tl.store(rstd_ptr + b * L + row, rstd, mask=row < L)
-    out = c * rstd[:, None]
+    out, _rstd = standardise(m, ok, eps, D)
     if HAS_WEIGHT:
         out = out * tl.load(weight_ptr + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
     if HAS_BIAS:
@@ -79,16 +100,17 @@ def merge_norm_fwd_kernel(
     tl.store(out_ptr + b * L * D + at, out.to(out_ptr.dtype.element_ty), mask=ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "L", "per_program"])
 def merge_norm_bwd_kernel(
     dout_ptr,  # [B, L, D], contiguous
+    dsum_ptr,  # [B, L, D], contiguous: gradient to the sum from elsewhere
     merged_ptr,  # [B, L, D], contiguous
-    mean_ptr,  # [B * L]
-    rstd_ptr,  # [B * L]
+    scale_ptr,  # [B] fp32
     weight_ptr,  # [D]
     bias_ptr,  # [D]
     gate_ptr,  # [B, L, D], strides (gate_sb, gate_sl, 1)
     dmerged_ptr,  # [B, L, D]
+    dbranch_ptr,  # [B, L, D], with HAS_SCALE
     dgate_ptr,  # [B, L, D]
     dparams_ptr,  # [2, programs, D]: weight, bias
     gate_sb,
@@ -96,9 +118,12 @@ def merge_norm_bwd_kernel(
     rows,  # B * L
     L,
     per_program,  # blocks of ROWS rows that one program does
+    eps,
     D: tl.constexpr,
     DP: tl.constexpr,
     ROWS: tl.constexpr,
+    HAS_DSUM: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_GATE: tl.constexpr,
@@ -120,9 +145,7 @@ def merge_norm_bwd_kernel(
         at = row[:, None] * D + d[None, :]
         dn = tl.load(dout_ptr + at, mask=ok, other=0.0).to(tl.float32)  # gradient to the norm's output
         m = tl.load(merged_ptr + at, mask=ok, other=0.0).to(tl.float32)
-        mean = tl.load(mean_ptr + row, mask=row_ok, other=0.0)
-        rstd = tl.load(rstd_ptr + row, mask=row_ok, other=0.0)
-        hat = tl.where(ok, (m - mean[:, None]) * rstd[:, None], 0.0)
+        hat, rstd = standardise(m, ok, eps, D)
         if HAS_GATE:
             z_at = (row // L)[:, None] * gate_sb + (row % L)[:, None] * gate_sl + d[None, :]
             z = tl.load(gate_ptr + z_at, mask=ok, other=0.0).to(tl.float32)
@@ -142,6 +165,11 @@ def merge_norm_bwd_kernel(
         mean_dn = tl.sum(dn, 1) / D
         mean_dn_hat = tl.sum(dn * hat, 1) / D
         dm = (dn - mean_dn[:, None] - hat * mean_dn_hat[:, None]) * rstd[:, None]
+        if HAS_DSUM:
+            dm += tl.load(dsum_ptr + at, mask=ok, other=0.0).to(tl.float32)
+        if HAS_SCALE:
+            scale = tl.load(scale_ptr + row // L, mask=row_ok, other=0.0)
+            tl.store(dbranch_ptr + at, (dm * scale[:, None]).to(dbranch_ptr.dtype.element_ty), mask=ok)
         tl.store(dmerged_ptr + at, dm.to(dmerged_ptr.dtype.element_ty), mask=ok)
     if HAS_WEIGHT:
         tl.store(dparams_ptr + pid * D + d, tl.sum(dw, 0), mask=d_ok)
@@ -162,7 +190,7 @@ def merge_norm_forward(
     gate: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     save: bool = False,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """LayerNorm of the sum of directions, times silu(gate).
 
     Args:
@@ -175,76 +203,44 @@ def merge_norm_forward(
         save: also return what ``merge_norm_backward`` needs.
 
     Returns:
-        out [B, L, D], and (merged [B, L, D], mean [B, L], rstd [B, L]) or None. ``merged`` has the dtype of ``parts``,
-        float32 for float16.
+        out [B, L, D], and the merged sum [B, L, D] or None; it has the dtype of ``parts``, float32 for float16.
 
     Raises:
         ValueError: on a wrong shape or device.
     """
     parts = (parts.unsqueeze(1) if parts.dim() == 3 else parts).contiguous()
-    B, K, L, D = parts.shape
-    _check_norm((B, L, D), parts, weight, bias, gate)
-    gate = rows_contiguous(gate) if gate is not None else None
-    out = _launch.empty((B, L, D), dtype=out_dtype or parts.dtype, device=parts.device)
-    merged = mean = rstd = None
+    merged = None
     if save:
-        merged = _launch.empty((B, L, D), dtype=accumulator_dtype(parts.dtype), device=parts.device)
-        mean = _launch.empty((B, L), dtype=torch.float32, device=parts.device)
-        rstd = _launch.empty((B, L), dtype=torch.float32, device=parts.device)
-    if out.numel():
-        DP = triton.next_power_of_2(D)
-        rows = _rows_per_block(DP)
-        merge_norm_fwd_kernel[(B * triton.cdiv(L, rows),)](
-            parts, weight, bias, gate, out, merged, mean, rstd,
-            gate.stride(0) if gate is not None else 0, gate.stride(1) if gate is not None else 0, B, L, eps,
-            D=D, DP=DP, K=K, ROWS=rows, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
-            HAS_GATE=gate is not None, SAVE=save, num_warps=4,
-        )  # fmt: skip
-    return out, None if merged is None or mean is None or rstd is None else (merged, mean, rstd)
+        merged = _launch.empty(
+            (parts.shape[0], *parts.shape[2:]), dtype=accumulator_dtype(parts.dtype), device=parts.device
+        )
+    return _forward(parts, None, None, merged, weight, bias, gate, eps, out_dtype or parts.dtype), merged
 
 
 def merge_norm_backward(
     dout: torch.Tensor,
-    saved: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    merged: torch.Tensor,
     weight: torch.Tensor | None,
     bias: torch.Tensor | None,
     *,
+    eps: float = 1e-5,
     gate: torch.Tensor | None = None,
 ) -> MergeNormGradients:
     """Gradients of ``merge_norm_forward``; deterministic.
 
     Args:
         dout: [B, L, D] gradient to the output.
-        saved: what ``merge_norm_forward(save=True)`` returned second.
+        merged: what ``merge_norm_forward(save=True)`` returned second.
         weight: as given to the forward.
         bias: as given to the forward.
+        eps: as given to the forward.
         gate: as given to the forward.
 
     Returns:
         Gradients to the merged sum [B, L, D] (the same for every direction), weight, bias (fp32) and gate.
     """
-    merged, mean, rstd = saved
-    B, L, D = merged.shape
-    check_shape("dout", dout, (B, L, D), "(B, L, D)")
-    _check_norm((B, L, D), merged, weight, bias, gate)
-    dout = dout.contiguous()
-    gate = rows_contiguous(gate) if gate is not None else None
-    dmerged = _launch.empty((B, L, D), dtype=accumulator_dtype(merged.dtype), device=merged.device)
-    dgate = _launch.empty((B, L, D), dtype=gate.dtype, device=merged.device) if gate is not None else None
-    DP = triton.next_power_of_2(D)
-    rows = _rows_per_block(DP)
-    blocks = triton.cdiv(B * L, rows)
-    per_program = max(1, triton.cdiv(blocks, 2048))
-    programs = triton.cdiv(blocks, per_program)
-    dparams = _launch.empty((2, programs, D), dtype=torch.float32, device=merged.device)
-    if programs:
-        merge_norm_bwd_kernel[(programs,)](
-            dout, merged, mean, rstd, weight, bias, gate, dmerged, dgate, dparams,
-            gate.stride(0) if gate is not None else 0, gate.stride(1) if gate is not None else 0,
-            B * L, L, per_program, D=D, DP=DP, ROWS=rows, HAS_WEIGHT=weight is not None,
-            HAS_BIAS=bias is not None, HAS_GATE=gate is not None, num_warps=4,
-        )  # fmt: skip
-    dweight, dbias = dparams.sum(1)
+    dtype = accumulator_dtype(merged.dtype)
+    dmerged, _, dgate, dweight, dbias = _backward(dout, None, merged, None, weight, bias, gate, eps, dtype)
     return MergeNormGradients(
         merged=dmerged,
         weight=dweight if weight is not None else None,
@@ -253,11 +249,125 @@ def merge_norm_backward(
     )
 
 
-def _check_norm(shape, parts, weight, bias, gate) -> None:
-    check_device(parts=parts, weight=weight, bias=bias, gate=gate)
+def add_norm_forward(
+    x: torch.Tensor,
+    branch: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    *,
+    eps: float = 1e-5,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x + scale * branch and its LayerNorm.
+
+    Args:
+        x: [B, L, D] float16, bfloat16 or float32.
+        branch: [B, L, D] in the dtype of x; None: the sum is x.
+        scale: [B] float32, of each image's branch; None for 1.
+        weight: [D] scale of the norm.
+        bias: [D] shift of the norm.
+        eps: added to the variance.
+
+    Returns:
+        The sum (x itself without ``branch``) and its norm, [B, L, D] in the dtype of x.
+
+    Raises:
+        ValueError: on a wrong shape or device.
+    """
+    x = x.contiguous()
+    total = None
+    if branch is not None:
+        check_shape("branch", branch, tuple(x.shape), "(B, L, D)")
+        branch, total = branch.contiguous(), _launch.empty(tuple(x.shape), dtype=x.dtype, device=x.device)
+    out = _forward(x.unsqueeze(1), branch, scale, total, weight, bias, None, eps, x.dtype)
+    return (x if total is None else total), out
+
+
+def add_norm_backward(
+    dout: torch.Tensor,
+    dtotal: torch.Tensor | None,
+    total: torch.Tensor,
+    scale: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    *,
+    eps: float = 1e-5,
+) -> AddNormGradients:
+    """Gradients of ``add_norm_forward``; deterministic.
+
+    Args:
+        dout: [B, L, D] gradient to the norm.
+        dtotal: [B, L, D] gradient to the sum from elsewhere, or None.
+        total: the sum that ``add_norm_forward`` returned.
+        scale: as given to the forward.
+        weight: as given to the forward.
+        bias: as given to the forward.
+        eps: as given to the forward.
+    """
+    dtotal = dtotal.contiguous() if dtotal is not None else None
+    dx, dbranch, _, dweight, dbias = _backward(dout, dtotal, total, scale, weight, bias, None, eps, total.dtype)
+    return AddNormGradients(dx, dx if dbranch is None else dbranch, dweight, dbias)
+
+
+def _rows_per_block(DP: int) -> int:
+    return max(1, min(16, 2048 // DP))
+
+
+def _forward(parts, branch, scale, merged, weight, bias, gate, eps, out_dtype) -> torch.Tensor:
+    B, K, L, D = parts.shape
+    _check_norm((B, L, D), parts, weight, bias, gate, scale)
+    gate = rows_contiguous(gate) if gate is not None else None
+    out = _launch.empty((B, L, D), dtype=out_dtype, device=parts.device)
+    if out.numel():
+        DP = triton.next_power_of_2(D)
+        rows = _rows_per_block(DP)
+        _launch.launch(
+            merge_norm_fwd_kernel, (B * triton.cdiv(L, rows),),
+            parts, branch, scale, weight, bias, gate, out, merged,
+            gate.stride(0) if gate is not None else 0, gate.stride(1) if gate is not None else 0, B, L, eps,
+            D=D, DP=DP, K=K, ROWS=rows, HAS_BRANCH=branch is not None, HAS_SCALE=scale is not None,
+            HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, HAS_GATE=gate is not None,
+            SAVE=merged is not None, num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def _backward(dout, dsum, merged, scale, weight, bias, gate, eps, dtype) -> tuple[torch.Tensor | None, ...]:
+    """Gradients to the sum, the scaled branch, the gate, weight and bias."""
+    B, L, D = merged.shape
+    check_shape("dout", dout, (B, L, D), "(B, L, D)")
+    _check_norm((B, L, D), merged, weight, bias, gate, scale)
+    dout = dout.contiguous()
+    gate = rows_contiguous(gate) if gate is not None else None
+    dmerged = _launch.empty((B, L, D), dtype=dtype, device=merged.device)
+    dbranch = _launch.empty((B, L, D), dtype=dtype, device=merged.device) if scale is not None else None
+    dgate = _launch.empty((B, L, D), dtype=gate.dtype, device=merged.device) if gate is not None else None
+    DP = triton.next_power_of_2(D)
+    rows = _rows_per_block(DP)
+    blocks = triton.cdiv(B * L, rows)
+    per_program = max(1, triton.cdiv(blocks, 2048))
+    programs = triton.cdiv(blocks, per_program)
+    dparams = _launch.empty((2, programs, D), dtype=torch.float32, device=merged.device)
+    if programs:
+        _launch.launch(
+            merge_norm_bwd_kernel, (programs,),
+            dout, dsum, merged, scale, weight, bias, gate, dmerged, dbranch, dgate, dparams,
+            gate.stride(0) if gate is not None else 0, gate.stride(1) if gate is not None else 0,
+            B * L, L, per_program, eps, D=D, DP=DP, ROWS=rows, HAS_DSUM=dsum is not None,
+            HAS_SCALE=scale is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
+            HAS_GATE=gate is not None, num_warps=4,
+        )  # fmt: skip
+    dweight, dbias = dparams.sum(1)
+    return dmerged, dbranch, dgate, dweight, dbias
+
+
+def _check_norm(shape, parts, weight, bias, gate, scale) -> None:
+    check_device(parts=parts, weight=weight, bias=bias, gate=gate, scale=scale)
     D = shape[-1]
     for name, t in (("weight", weight), ("bias", bias)):
         if t is not None:
             check_shape(name, t, (D,), "(D,)")
     if gate is not None:
         check_shape("gate", gate, shape, "(B, L, D)")
+    if scale is not None:
+        check_shape("scale", scale, shape[:1], "(B,)")

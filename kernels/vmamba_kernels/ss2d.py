@@ -158,7 +158,7 @@ def ss2d_forward(
 
     Returns:
         y [B, L, D] (merged) or [B, K, L, D], both at natural positions, in x's dtype (float32 for float16),
-        and the states, fp32 (None unless ``save_states``).
+        and the states (None unless ``save_states``): fp32, but for N = 1 in the type of y.
 
     Raises:
         ValueError: on a wrong shape, dtype, device or order.
@@ -174,7 +174,7 @@ def ss2d_forward(
     states = None
     if save_states:
         shape = ss2d_states_shape(p.B, p.K, p.visits, p.D, 1)
-        states = _launch.empty(shape, dtype=torch.float32, device=x.device)
+        states = _launch.empty(shape, dtype=y.dtype, device=x.device)
     if y.numel():
         sub, stages, registers = configs.config("ss2d_fwd", p.D)
         per_image = -(-p.D // (32 * sub)) * p.K
@@ -187,14 +187,16 @@ def ss2d_forward(
             scan = _general(p, x, proj, dt_weight, dt_bias, A_log, D_skip, index)
             entry = segment_entries(scan, scan.x, span * TILE, adjoint=False)
         grid = (p.B // images * segments * per_image,)
-        ss2d_fwd_kernel_n1[grid](
-            x, proj, dt_weight, dt_bias, A_log, D_skip, y, states, entry, index,
-            x.stride(0), p.B, segments, span, images, p.L, p.visits, p.height, p.width, -(-(2**32) // p.height),
+        _launch.in_both_variants(
+            ss2d_fwd_kernel_n1, grid,
+            (
+                x, proj, dt_weight, dt_bias, A_log, D_skip, y, states, A_log if entry is None else entry, index,
+                x.stride(0), p.B, segments, span, images, p.L, p.visits, p.height, p.width, -(-(2**32) // p.height),
+            ),
+            even=p.visits % TILE == 0,
             X_ROW=x.stride(1), D=p.D, K=p.K, R=p.R, SUB=sub, STAGES=stages, ORDER=p.order,
             HAS_C=p.has_c, HAS_BIAS=dt_bias is not None, HAS_SKIP=D_skip is not None, SAVE=save_states,
-            SPLIT=segments > 1,
-            EVEN=p.visits % TILE == 0, PRECISE=p.precise, FAST=fast_math(),
-            num_warps=1, maxnreg=registers,
+            PRECISE=p.precise, FAST=fast_math(), num_warps=1, maxnreg=registers,
         )  # fmt: skip
     return (merge_directions(y, y.dtype) if merge else y), states
 
@@ -261,15 +263,18 @@ def ss2d_backward(
         if segments > 1:
             scan = _general(p, x, proj, dt_weight, dt_bias, A_log, D_skip, index)
             entry = segment_entries(scan, _per_direction(dy, p.K), span * TILE, adjoint=True)
-        ss2d_bwd_kernel_n1[(groups * blocks * p.K,)](
-            dy, x, proj, dt_weight, dt_bias, A_log, D_skip, states,
-            dx, dbc, dz, dvec, entry, index,
-            x.stride(0), dy.stride(0), 0 if merged else dy.stride(1),
-            p.B, segments, span, images, p.L, p.visits, p.height, p.width, -(-(2**32) // p.height),
+        _launch.in_both_variants(
+            ss2d_bwd_kernel_n1, (groups * blocks * p.K,),
+            (
+                dy, x, proj, dt_weight, dt_bias, A_log, D_skip, states,
+                dx, dbc, dz, dvec, A_log if entry is None else entry, index,
+                x.stride(0), dy.stride(0), 0 if merged else dy.stride(1),
+                p.B, segments, span, images, p.L, p.visits, p.height, p.width, -(-(2**32) // p.height),
+            ),
+            even=p.visits % TILE == 0,
             X_ROW=x.stride(1), DY_ROW=dy.stride(-2), D=p.D, K=p.K, R=p.R, STAGES=stages,
             ORDER=p.order, HAS_C=p.has_c, HAS_BIAS=dt_bias is not None, HAS_SKIP=D_skip is not None,
-            EVEN=p.visits % TILE == 0, SPLIT=segments > 1, PRECISE=p.precise, FAST=fast_math(),
-            num_warps=1, maxnreg=registers,
+            PRECISE=p.precise, FAST=fast_math(), num_warps=1, maxnreg=registers,
         )  # fmt: skip
     dproj, dweight = projection_gradients(dz, dt_weight, proj, dbc)
     vec = dvec.sum(0)

@@ -136,7 +136,7 @@ def test_initialisation_on_meta_then_empty_then_init_weights():
 
 def test_gradient_checkpointing_and_drop_path():
     model = small(drop_path_rate=0.3, drop_rate=0.1)
-    rates = [getattr(b.drop_path1, "drop_prob", 0.0) for stage in model.stages for b in stage.blocks]
+    rates = [getattr(b.drop_path2, "drop_prob", 0.0) for stage in model.stages for b in stage.blocks]
     assert rates == pytest.approx([0.3 * i / 5 for i in range(6)])
     model.set_grad_checkpointing(True)
     model(torch.randn(2, 3, 32, 32)).sum().backward()

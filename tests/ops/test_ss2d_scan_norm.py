@@ -73,7 +73,8 @@ def test_opcheck(backend):
     arguments = ss2d_arguments(channels=8)
     tensors = [t.detach().to(device).requires_grad_() for t in (*arguments, *norm_arguments(arguments[0]))]
     torch.library.opcheck(
-        torch.ops.vmamba.ss2d_scan_norm, (*tensors[:6], "cross", 3, 5, None, *tensors[6:], 1e-5, backend))
+        torch.ops.vmamba.ss2d_scan_norm_saving,
+        (*tensors[:6], "cross", 3, 5, None, *tensors[6:], 1e-5, backend, True))
 
 
 def test_wrong_arguments_name_themselves():

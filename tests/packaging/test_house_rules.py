@@ -20,7 +20,9 @@ PUBLIC = {
         "list_scans", "morton_voxels", "recap_order", "register_alias", "register_numbered_path", "register_path",
         "register_scan", "scan_length", "scan_order", "scan_routes", "scan_tokens", "step_moves", "video_order",
         "video_routes"],
-    "vmamba.ops": ["reorder", "selective_scan", "ss2d_scan", "ss2d_scan_norm", "ssd_scan"],
+    "vmamba.ops": [
+        "add_layer_norm", "depthwise_conv_silu", "gelu_linear", "reorder", "selective_scan", "ss2d_scan",
+        "ss2d_scan_norm", "ssd_scan"],
 }
 
 

@@ -1,14 +1,15 @@
 """Modules shared by the model families; channels-last maps [B, H, W, C], or tokens [B, L, C], both ways."""
 from .channel_attention import ChannelAttention, SqueezeExcite
 from .continuous import ContinuousMixer
-from .conv import Conv2dNHWC, ConvNorm
+from .conv import Conv2dNHWC, ConvNorm, DepthwiseConvSiLU
 from .cpe_block import CPEBlock
 from .linear_attention import LinearAttention, MambaLinearAttention
 from .local_ss2d import LocalSS2D
 from .mixer_block import MixerBlock
+from .mlp import Mlp
 from .multi_path import MultiPathMixer
 from .multi_scale import MultiScaleSS2D
-from .norm import RMSNorm
+from .norm import LayerNorm, RMSNorm
 from .patch import ConvDownsample, ConvStem, InvertedDownsample, PatchEmbed, PatchMerging, PatchStem, ResidualStem
 from .path_mixer import BidirectionalMixer, LocalPathMixer
 from .split_mixer import SplitMixer
@@ -22,8 +23,8 @@ from .window import from_windows, to_windows
 
 __all__ = [
     "SS2D", "SSD2D", "BidirectionalMixer", "CPEBlock", "ChannelAttention", "ContinuousMixer", "Conv2dNHWC",
-    "ConvDownsample", "ConvNorm", "ConvStem", "InvertedDownsample", "LinearAttention", "LocalPathMixer", "LocalSS2D",
-    "MambaLinearAttention", "MixerBlock", "MultiPathMixer", "MultiScaleSS2D", "NonCausalSSD", "PatchEmbed",
-    "PatchMerging", "PatchStem", "RMSNorm", "ResidualStem", "SS2DVariant", "SplitMixer", "SqueezeExcite",
-    "StateFusionSS2D", "SupportQueryScan", "VideoMixer", "from_windows", "to_windows",
+    "ConvDownsample", "ConvNorm", "ConvStem", "DepthwiseConvSiLU", "InvertedDownsample", "LayerNorm", "LinearAttention",
+    "LocalPathMixer", "LocalSS2D", "MambaLinearAttention", "MixerBlock", "Mlp", "MultiPathMixer", "MultiScaleSS2D",
+    "NonCausalSSD", "PatchEmbed", "PatchMerging", "PatchStem", "RMSNorm", "ResidualStem", "SS2DVariant", "SplitMixer",
+    "SqueezeExcite", "StateFusionSS2D", "SupportQueryScan", "VideoMixer", "from_windows", "to_windows",
 ]

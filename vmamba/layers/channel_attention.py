@@ -2,8 +2,9 @@
 from typing import Any
 
 import torch
-from timm.layers import LayerNorm
 from torch import Tensor, nn
+
+from .norm import LayerNorm
 
 __all__ = ["ChannelAttention", "SqueezeExcite"]
 

@@ -2,9 +2,12 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Conv2dNHWC", "ConvNorm"]
+from vmamba.ops.depthwise_conv_silu import depthwise_conv_silu_call
+
+__all__ = ["Conv2dNHWC", "ConvNorm", "DepthwiseConvSiLU"]
 
 
 class Conv2dNHWC(nn.Conv2d):
@@ -15,6 +18,30 @@ class Conv2dNHWC(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
+
+
+class DepthwiseConvSiLU(Conv2dNHWC):
+    """Depthwise convolution that keeps the size of the map, and SiLU; ``[B, H, W, C] -> [B, H, W, C]``.
+
+    Args:
+        dim: Channels C.
+        kernel_size: Odd size of the kernel; 3 runs as one operator.
+        bias: Whether the convolution has a bias.
+    """
+
+    def __init__(
+            self, dim: int, kernel_size: int = 3, bias: bool = True, device: Any = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel_size == (3, 3):
+            if torch.jit.is_scripting():
+                return torch.ops.vmamba.depthwise_conv_silu(x, self.weight, self.bias)[0]
+            return depthwise_conv_silu_call(x, self.weight, self.bias, "auto")[0]
+        return F.silu(self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1))
 
 
 class ConvNorm(nn.Module):

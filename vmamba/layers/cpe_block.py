@@ -2,10 +2,12 @@
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerNorm, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from .conv import Conv2dNHWC
+from .mlp import Mlp
+from .norm import LayerNorm
 
 __all__ = ["CPEBlock"]
 

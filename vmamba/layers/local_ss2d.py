@@ -35,7 +35,7 @@ class LocalSS2D(SS2D):
     def forward(self, x: Tensor) -> Tensor:
         B, H, W, _ = x.shape
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        tokens = self.act(self.conv(x)).reshape(B, H * W, self.d_inner)
+        tokens = self.conv(x).reshape(B, H * W, self.d_inner)
         proj = self.x_proj(tokens).view(B, H * W, self.directions, self.dt_rank + 2 * self.d_state)
         y = torch.ops.vmamba.ss2d_scan(
             tokens, proj, self.dt_weight, self.dt_bias, self.A_log, self.D, self.scan, H, W, None, False,

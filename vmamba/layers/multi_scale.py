@@ -52,7 +52,7 @@ class MultiScaleSS2D(SS2D):
             tokens, proj = tokens.repeat(1, copies, 1), proj.repeat(1, copies, 1)
         y = torch.ops.vmamba.ss2d_scan_norm(
             tokens, proj.unsqueeze(2), self.dt_weight[k:k + 1], self.dt_bias[k:k + 1], self.A_log[k:k + 1],
-            self.D[k:k + 1], order, H, W, None, self.out_norm.weight, self.out_norm.bias, None, self.norm_eps)[0]
+            self.D[k:k + 1], order, H, W, None, self.out_norm.weight, self.out_norm.bias, None, self.norm_eps)
         return y.view(B, copies, H, W, D)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,10 +62,10 @@ class MultiScaleSS2D(SS2D):
         z = x
         if self.gated:
             x, z = x.chunk(2, dim=-1)
-        half = self._scan(self.act(self.half_conv(x)), 0, "ms_half", 3).sum(1)
+        half = self._scan(F.silu(self.half_conv(x)), 0, "ms_half", 3).sum(1)
         half = F.interpolate(half.permute(0, 3, 1, 2), size=(H, W), mode="bilinear").permute(0, 2, 3, 1)
-        full = self._scan(self.act(self.conv(x)), 1, "uni", 1).squeeze(1)
+        full = self._scan(self.conv(x), 1, "uni", 1).squeeze(1)
         y = self.se(full + half)
         if self.gated:
-            y = y * self.act(z)
+            y = y * F.silu(z)
         return self.out_proj(y)

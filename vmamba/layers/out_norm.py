@@ -2,10 +2,10 @@
 from typing import Any
 
 import torch
-from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 from .conv import Conv2dNHWC
+from .norm import LayerNorm
 
 __all__ = ["OUT_NORMS", "create_out_norm"]
 

@@ -3,10 +3,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 from .conv import Conv2dNHWC, ConvNorm
+from .norm import LayerNorm
 
 __all__ = [
     "ConvDownsample", "ConvStem", "InvertedDownsample", "PatchEmbed", "PatchMerging", "PatchStem", "ResidualStem",

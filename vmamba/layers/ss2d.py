@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 import torch
-from timm.layers import LayerNorm
 from torch import Tensor, nn
 
-import vmamba.ops  # noqa: F401  (registers torch.ops.vmamba)
+from vmamba.ops.ss2d_scan_norm import ss2d_scan_norm_call
 from vmamba.scans import default_directions, scan_order
 
-from .conv import Conv2dNHWC
+from .conv import DepthwiseConvSiLU
+from .norm import LayerNorm
 from .ssm import reset_ssm_parameters
 
 __all__ = ["SS2D"]
@@ -54,10 +54,7 @@ class SS2D(nn.Module):
         self.gated, self.norm_eps = gate, norm_eps
 
         self.in_proj = nn.Linear(dim, self.d_inner * (2 if gate else 1), bias=False, **dd)
-        self.conv = Conv2dNHWC(
-            self.d_inner, self.d_inner, d_conv, padding=(d_conv - 1) // 2, groups=self.d_inner, bias=conv_bias, **dd,
-        ) if d_conv > 1 else nn.Identity()
-        self.act = nn.SiLU()
+        self.conv = DepthwiseConvSiLU(self.d_inner, d_conv, conv_bias, **dd) if d_conv > 1 else nn.SiLU()
         # One dense projection for all directions: it acts per token, so the order of the tokens does not matter.
         self.x_proj = nn.Linear(self.d_inner, directions * (self.dt_rank + 2 * d_state), bias=False, **dd)
         self.dt_weight = nn.Parameter(torch.empty(directions, self.d_inner, self.dt_rank, **dd))
@@ -81,9 +78,15 @@ class SS2D(nn.Module):
         if self.gated:
             x, z = x.chunk(2, dim=-1)
             gate = z.reshape(B, H * W, self.d_inner)
-        tokens = self.act(self.conv(x)).reshape(B, H * W, self.d_inner)
+        tokens = self.conv(x).reshape(B, H * W, self.d_inner)
         proj = self.x_proj(tokens).view(B, H * W, self.directions, self.dt_rank + 2 * self.d_state)
-        y = torch.ops.vmamba.ss2d_scan_norm(
-            tokens, proj, self.dt_weight, self.dt_bias, self.A_log, self.D, self.scan, H, W, None,
-            self.out_norm.weight, self.out_norm.bias, gate, self.norm_eps)[0]
+        norm = self.out_norm
+        if torch.jit.is_scripting():
+            y = torch.ops.vmamba.ss2d_scan_norm(
+                tokens, proj, self.dt_weight, self.dt_bias, self.A_log, self.D, self.scan, H, W, None, norm.weight,
+                norm.bias, gate, self.norm_eps)
+        else:
+            y = ss2d_scan_norm_call(
+                tokens, proj, self.dt_weight, self.dt_bias, self.A_log, self.D, self.scan, H, W, None, norm.weight,
+                norm.bias, gate, self.norm_eps, "auto")
         return self.out_proj(y).view(B, H, W, -1)

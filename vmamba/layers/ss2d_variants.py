@@ -74,7 +74,7 @@ class SS2DVariant(SS2D):
         z = x
         if self.gated:
             x, z = x.chunk(2, dim=-1)
-        x = self.act(self.conv(x))
+        x = self.conv(x)
         if self.cascade:
             y = self._cascade(x)
         else:

@@ -77,7 +77,7 @@ class StateFusionSS2D(SS2D):
         """``[B, H, W, C] -> [B, H, W, C]`` for any H and W."""
         B, H, W, _ = x.shape
         x, z = self.in_proj(x).chunk(2, dim=-1)
-        x = self.act(self.conv(x))
+        x = self.conv(x)
         proj = self.x_proj(x)
         # without C the scan returns the state
         state = torch.ops.vmamba.ss2d_scan(
@@ -85,4 +85,4 @@ class StateFusionSS2D(SS2D):
             self.dt_bias, self.A_log, None, self.scan, H, W, None, True)[0]
         fused = self.fusion(state.to(x.dtype).view(B, H, W, self.d_inner))
         y = fused * proj[..., -1:] + x * self.D.to(x.dtype)
-        return self.out_proj(self.out_norm(y) * self.act(z))
+        return self.out_proj(self.out_norm(y) * F.silu(z))

@@ -3,10 +3,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from timm.layers import ClassifierHead, LayerNorm, calculate_drop_path_rates, get_device_dtype, trunc_normal_
+from timm.layers import ClassifierHead, calculate_drop_path_rates, get_device_dtype, trunc_normal_
 from torch import Tensor, nn
 
 from vmamba._timm import build_model_with_cfg, checkpoint_seq, feature_take_indices
+from vmamba.layers import LayerNorm
 
 from ._checkpoint import AllOrNothing, read_pickles_safely
 

@@ -13,11 +13,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerNorm
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from vmamba._timm import generate_default_cfgs, register_model
-from vmamba.layers import SS2D, ChannelAttention, Conv2dNHWC, ConvNorm, PatchMerging, PatchStem, SqueezeExcite
+from vmamba.layers import (
+    SS2D,
+    ChannelAttention,
+    Conv2dNHWC,
+    ConvNorm,
+    LayerNorm,
+    PatchMerging,
+    PatchStem,
+    SqueezeExcite,
+)
 
 from ._cfg import classifier_cfg
 from ._checkpoint import fit_official, load_released

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerNorm
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from vmamba._timm import generate_default_cfgs, register_model
-from vmamba.layers import LocalSS2D, PatchMerging, PatchStem
+from vmamba.layers import LayerNorm, LocalSS2D, PatchMerging, PatchStem
 
 from ._cfg import classifier_cfg
 from ._checkpoint import fit_official, load_released

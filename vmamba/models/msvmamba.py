@@ -13,11 +13,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerNorm
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from vmamba._timm import generate_default_cfgs, register_model
-from vmamba.layers import Conv2dNHWC, ConvDownsample, ConvStem, MultiScaleSS2D, PatchMerging, PatchStem
+from vmamba.layers import (
+    Conv2dNHWC,
+    ConvDownsample,
+    ConvStem,
+    LayerNorm,
+    MultiScaleSS2D,
+    PatchMerging,
+    PatchStem,
+)
 
 from ._cfg import classifier_cfg
 from ._checkpoint import fit_official, load_released
@@ -56,14 +64,14 @@ class MSVMambaBlock(nn.Module):
         super().__init__()
         self.norm1 = LayerNorm(dim, eps=NORM_EPS, **dd)
         self.mixer = MultiScaleSS2D(dim, norm_eps=NORM_EPS, **ssm, **dd)
-        self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.drop_path1 = drop_path
         self.norm2 = LayerNorm(dim, eps=NORM_EPS, **dd)
         self.mlp = ConvFFN(dim, int(dim * mlp_ratio), **dd)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(self.mixer(self.norm1(x)))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
+        x, y = self.norm2.add(x, self.mixer(self.norm1(x)), self.drop_path1)
+        return x + self.drop_path2(self.mlp(y))
 
 
 class MSVMamba(HierarchicalBackbone):

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerNorm
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from vmamba._timm import generate_default_cfgs, register_model
-from vmamba.layers import ContinuousMixer, Conv2dNHWC, ConvNorm
+from vmamba.layers import ContinuousMixer, Conv2dNHWC, ConvNorm, LayerNorm
 
 from ._cfg import classifier_cfg
 from ._checkpoint import load_released, open_envelope, require_fit

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerNorm, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from vmamba._timm import generate_default_cfgs, register_model
-from vmamba.layers import Conv2dNHWC, InvertedDownsample, ResidualStem, StateFusionSS2D
+from vmamba.layers import Conv2dNHWC, InvertedDownsample, LayerNorm, Mlp, ResidualStem, StateFusionSS2D
 
 from ._cfg import classifier_cfg
 from ._checkpoint import fit_official, load_released

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerNorm, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from vmamba._timm import generate_default_cfgs, register_model
-from vmamba.layers import SS2D, ConvDownsample, ConvStem, PatchMerging, PatchStem
+from vmamba.layers import SS2D, ConvDownsample, ConvStem, LayerNorm, Mlp, PatchMerging, PatchStem
 
 from ._cfg import classifier_cfg
 from ._checkpoint import fit_official, load_released, open_envelope
@@ -38,17 +38,17 @@ class VMambaBlock(nn.Module):
         super().__init__()
         self.norm1 = LayerNorm(dim, eps=NORM_EPS, **dd)
         self.mixer = SS2D(dim, norm_eps=NORM_EPS, **ssm, **dd)
-        self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.has_mlp = mlp_ratio > 0
-        self.norm2 = LayerNorm(dim, eps=NORM_EPS, **dd) if self.has_mlp else nn.Identity()
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), **dd) if self.has_mlp else nn.Identity()
-        self.drop_path2 = DropPath(drop_path) if drop_path > 0 and self.has_mlp else nn.Identity()
+        self.drop_path1 = drop_path
+        self.norm2 = LayerNorm(dim, eps=NORM_EPS, **dd) if mlp_ratio > 0 else None
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), **dd) if mlp_ratio > 0 else nn.Identity()
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(self.mixer(self.norm1(x)))
-        if self.has_mlp:
-            x = x + self.drop_path2(self.mlp(self.norm2(x)))
-        return x
+        branch = self.mixer(self.norm1(x))
+        if self.norm2 is None:
+            return x + self.drop_path2(branch)
+        x, y = self.norm2.add(x, branch, self.drop_path1)
+        return x + self.drop_path2(self.mlp(y))
 
 
 class VMamba(HierarchicalBackbone):

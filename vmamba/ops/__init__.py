@@ -1,8 +1,14 @@
-"""Scan operators: one signature, a readable reference, a plain torch path and (for CUDA) a Triton path each."""
+"""Operators: one signature each, a plain torch path and (for CUDA) a Triton path; the scans also have a reference."""
+from .add_layer_norm import add_layer_norm
+from .depthwise_conv_silu import depthwise_conv_silu
+from .gelu_linear import gelu_linear
 from .reorder import reorder
 from .selective_scan import selective_scan
 from .ss2d_scan import ss2d_scan
 from .ss2d_scan_norm import ss2d_scan_norm
 from .ssd_scan import ssd_scan
 
-__all__ = ["reorder", "selective_scan", "ss2d_scan", "ss2d_scan_norm", "ssd_scan"]
+__all__ = [
+    "add_layer_norm", "depthwise_conv_silu", "gelu_linear", "reorder", "selective_scan", "ss2d_scan", "ss2d_scan_norm",
+    "ssd_scan",
+]

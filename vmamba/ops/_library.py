@@ -1,10 +1,12 @@
 """The dispatcher library that holds every operator of the suite, ``torch.ops.vmamba.*``."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 LIBRARY = torch.library.Library("vmamba", "DEF")
 
@@ -42,3 +44,77 @@ def fake_gradients(arguments: Sequence[Tensor | None]) -> list[Tensor]:
 def unpack_gradients(grads: Sequence[Tensor], arguments: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Gradients as autograd takes them, None for an absent argument."""
     return [g if t is not None else None for g, t in zip(grads, arguments, strict=True)]
+
+
+def cast_under_autocast(name: str, arguments: Sequence[str]) -> None:
+    """Make operator ``name`` take the named float arguments in autocast's dtype, as torch's own products do."""
+    op = getattr(torch.ops.vmamba, name).default
+    cast = _positions(name, arguments)
+    for device in ("cuda", "cpu"):
+        key = f"Autocast{device.upper()}"
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def run(*given: Any, device: str = device, keys: Any = keys) -> Any:
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                return op(*_cast(given, cast, torch.get_autocast_dtype(device)))
+
+        LIBRARY.impl(name, run, key)
+
+
+def shortcut(
+        name: str, forward: Callable, setup_context: Callable, backward: Callable, cast: Sequence[str] = (),
+) -> Callable:
+    """Operator ``name`` as a function that leaves out the dispatcher where nobody looks at it.
+
+    The dispatcher's way through Python takes the host longer than many of these kernels take the device. So on CUDA
+    tensors in plain eager mode the implementation is called at once; compilers, tracers, dispatch modes and other
+    devices get the operator.
+
+    Args:
+        name: Of the operator.
+        forward: Its implementation.
+        setup_context: As given to ``torch.library.register_autograd``.
+        backward: Likewise.
+        cast: Names of arguments that :func:`cast_under_autocast` casts.
+    """
+    op = getattr(torch.ops.vmamba, name)
+    positions = _positions(name, cast)
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            outputs = forward(*arguments)
+            setup_context(ctx, arguments, outputs)
+            return outputs
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return backward(ctx, *gradients)
+
+    def call(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling() or not _is_plain(arguments[0]):
+            return op(*arguments)
+        if positions and torch.is_autocast_enabled("cuda"):
+            arguments = _cast(arguments, positions, torch.get_autocast_dtype("cuda"))
+        return (Direct.apply if torch.is_grad_enabled() else forward)(*arguments)
+
+    return call
+
+
+def _is_plain(x: Any) -> bool:
+    """Whether x is a CUDA tensor that no tracer, mode or transform follows."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter) and x.is_cuda and not torch._C._get_tracing_state()
+        and not torch._C._len_torch_dispatch_stack() and torch._C._functorch.peek_interpreter_stack() is None)
+
+
+def _positions(name: str, arguments: Sequence[str]) -> frozenset[int]:
+    schema = getattr(torch.ops.vmamba, name).default._schema
+    return frozenset(i for i, argument in enumerate(schema.arguments) if argument.name in arguments)
+
+
+def _cast(given: Sequence[Any], positions: frozenset[int], dtype: torch.dtype) -> tuple:
+    return tuple(
+        a.to(dtype) if i in positions and a is not None and a.dtype != torch.float64 else a
+        for i, a in enumerate(given))

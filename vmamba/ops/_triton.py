@@ -44,13 +44,14 @@ def selective_scan_states_shape(u: Tensor, A: Tensor, B: Tensor) -> tuple[int, .
 
 def ss2d_forward(
         x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
-        order: str, height: int, width: int, index: Tensor | None, merge: bool,
+        order: str, height: int, width: int, index: Tensor | None, merge: bool, save: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """As ``_torch_ss2d.forward``, with states of the kernels' own shape."""
+    """As ``_torch_ss2d.forward``, with states of the kernels' own shape; empty unless saved."""
     import vmamba_kernels
-    return vmamba_kernels.ss2d_forward(
-        x, proj, *_parameters(dt_weight, dt_bias, A_log, D_skip), merge=merge, save_states=True,
+    y, states = vmamba_kernels.ss2d_forward(
+        x, proj, *_parameters(dt_weight, dt_bias, A_log, D_skip), merge=merge, save_states=save,
         **_order(x, dt_weight, order, height, width, index))
+    return y, y.new_empty(0) if states is None else states
 
 
 def ss2d_backward(
@@ -68,29 +69,70 @@ def ss2d_backward(
 def ss2d_norm_forward(
         x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
         order: str, height: int, width: int, index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor,
-        gate: Tensor | None, eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """``(y, merged, mean, rstd, states)``."""
+        gate: Tensor | None, eps: float, save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(y, merged, states)``, of which only y is not empty unless ``save``."""
     import vmamba_kernels
     parts, states = ss2d_forward(
-        x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, merge=False)
-    y, saved = vmamba_kernels.merge_norm_forward(
-        parts, *_parameters(norm_weight, norm_bias), eps=eps, gate=gate, out_dtype=x.dtype, save=True)
-    return y, *saved, states
+        x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, merge=False, save=save)
+    y, merged = vmamba_kernels.merge_norm_forward(
+        parts, *_parameters(norm_weight, norm_bias), eps=eps, gate=gate, out_dtype=x.dtype, save=save)
+    return y, parts.new_empty(0) if merged is None else merged, states
 
 
 def ss2d_norm_backward(
-        dy: Tensor, merged: Tensor, mean: Tensor, rstd: Tensor, x: Tensor, proj: Tensor, dt_weight: Tensor,
-        dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None, order: str, height: int, width: int,
-        index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor, gate: Tensor | None, states: Tensor,
+        dy: Tensor, merged: Tensor, x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None,
+        A_log: Tensor, D_skip: Tensor | None, order: str, height: int, width: int, index: Tensor | None,
+        norm_weight: Tensor, norm_bias: Tensor, gate: Tensor | None, eps: float, states: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of (x, proj, dt_weight, dt_bias, A_log, D_skip, norm_weight, norm_bias, gate)."""
     import vmamba_kernels
     norm = vmamba_kernels.merge_norm_backward(
-        dy, (merged, mean, rstd), *_parameters(norm_weight, norm_bias), gate=gate)
+        dy, merged, *_parameters(norm_weight, norm_bias), eps=eps, gate=gate)
     scan = ss2d_backward(
         norm.merged, x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, True, states)
     return *scan, norm.weight, norm.bias, norm.gate
+
+
+def add_norm_forward(
+        x: Tensor, branch: Tensor | None, scale: Tensor | None, weight: Tensor, bias: Tensor, eps: float,
+) -> tuple[Tensor, Tensor]:
+    """``(total, y)`` in the shape of x."""
+    import vmamba_kernels
+    total, y = vmamba_kernels.add_norm_forward(
+        _rows(x), _rows(branch), _float(scale), *_parameters(weight, bias), eps=eps)
+    return total.view(x.shape), y.view(x.shape)
+
+
+def add_norm_backward(
+        dy: Tensor, dtotal: Tensor | None, total: Tensor, scale: Tensor | None, weight: Tensor, bias: Tensor,
+        eps: float,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of (x, branch, weight, bias); that to an unscaled branch is left out, being that to x."""
+    import vmamba_kernels
+    got = vmamba_kernels.add_norm_backward(
+        _rows(dy), _rows(dtotal), _rows(total), _float(scale), *_parameters(weight, bias), eps=eps)
+    branch = got.branch.view(total.shape) if scale is not None else None
+    return got.x.view(total.shape), branch, got.weight, got.bias
+
+
+def depthwise_conv_silu_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    import vmamba_kernels
+    return vmamba_kernels.depthwise_conv_silu_forward(x, weight, bias)
+
+
+def depthwise_conv_silu_backward(
+        dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of (x, weight, bias)."""
+    import vmamba_kernels
+    return tuple(vmamba_kernels.depthwise_conv_silu_backward(dy, x, weight, bias))
+
+
+def gelu_backward(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The activation again, and the gradient of x."""
+    import vmamba_kernels
+    return vmamba_kernels.gelu_backward(dy, x)
 
 
 def ss2d_states_shape(x: Tensor, A_log: Tensor, steps: int) -> tuple[int, ...]:
@@ -98,6 +140,11 @@ def ss2d_states_shape(x: Tensor, A_log: Tensor, steps: int) -> tuple[int, ...]:
     from vmamba_kernels.state_shapes import selective_scan_states_shape, ss2d_states_shape
     shape = selective_scan_states_shape if x.ndim == 4 else ss2d_states_shape
     return shape(x.shape[0], A_log.shape[0], steps, x.shape[-1], A_log.shape[2])
+
+
+def _rows(t: Tensor | None) -> Tensor | None:
+    """[B, ..., D] as [B, L, D]."""
+    return t.reshape(t.shape[0], -1, t.shape[-1]) if t is not None else None
 
 
 def _float(t: Tensor | None) -> Tensor | None:

@@ -130,7 +130,14 @@ def _forward_fake(
     batch, length, channels = x.shape[0], x.shape[1], x.shape[-1]
     shape = (batch, length, channels) if merge else (batch, A_log.shape[0], length, channels)
     states = saved_states_shape(x, A_log, order, height, width, index, backend)
-    return x.new_empty(shape, dtype=ss2d_output_dtype(x)), x.new_empty(states, dtype=compute_dtype(x))
+    dtype = saved_states_dtype(x, A_log, backend)
+    return x.new_empty(shape, dtype=ss2d_output_dtype(x)), x.new_empty(states, dtype=dtype)
+
+
+def saved_states_dtype(x: Tensor, A_log: Tensor, backend: str) -> torch.dtype:
+    """Dtype of the states that the forward saves: the kernels for one state keep those of bfloat16 in bfloat16."""
+    one = resolve_backend(backend, x) == "triton" and A_log.shape[2] == 1 and x.ndim == 3
+    return torch.bfloat16 if one and x.dtype == torch.bfloat16 else compute_dtype(x)
 
 
 def saved_states_shape(

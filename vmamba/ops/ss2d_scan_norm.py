@@ -11,10 +11,10 @@ from vmamba.scans import ScanOrder
 
 from . import _torch_ss2d, _triton
 from ._backend import resolve_backend
-from ._library import LIBRARY, fake_gradients, pack_gradients, unpack_gradients
+from ._library import LIBRARY, fake_gradients, pack_gradients, shortcut, unpack_gradients
 from ._shapes import check_ss2d_scan, check_tensor, compute_dtype
 from .reference import ss2d_scan_reference
-from .ss2d_scan import order_arguments, saved_states_shape
+from .ss2d_scan import order_arguments, saved_states_dtype, saved_states_shape
 
 __all__ = ["ss2d_scan_norm"]
 
@@ -57,8 +57,7 @@ def ss2d_scan_norm(
         merged = ss2d_scan_reference(wide, proj, dt_weight, dt_bias, A_log, D_skip, order)
         y = F.layer_norm(merged, (x.shape[2],), norm_weight.to(merged.dtype), norm_bias.to(merged.dtype), eps)
         return (y if gate is None else y * F.silu(gate.to(y.dtype))).to(x.dtype)
-    return torch.ops.vmamba.ss2d_scan_norm(
-        *arguments, *walk, norm_weight, norm_bias, gate, eps, backend)[0]
+    return ss2d_scan_norm_call(*arguments, *walk, norm_weight, norm_bias, gate, eps, backend)
 
 
 def _check(
@@ -78,61 +77,67 @@ def _check(
 _TENSORS = (
     "Tensor x, Tensor proj, Tensor dt_weight, Tensor? dt_bias, Tensor A_log, Tensor? D_skip, "
     "str order, SymInt height, SymInt width, Tensor? index, Tensor norm_weight, Tensor norm_bias, Tensor? gate")
+LIBRARY.define(f"ss2d_scan_norm({_TENSORS}, float eps=1e-05, str backend=\"auto\") -> Tensor")
 LIBRARY.define(
-    f"ss2d_scan_norm({_TENSORS}, float eps=1e-05, str backend=\"auto\") -> "
-    "(Tensor y, Tensor merged, Tensor mean, Tensor rstd, Tensor states)")
+    f"ss2d_scan_norm_saving({_TENSORS}, float eps, str backend, bool save) -> "
+    "(Tensor y, Tensor merged, Tensor states)")
 LIBRARY.define(
-    "ss2d_scan_norm_backward(Tensor dy, Tensor merged, Tensor mean, Tensor rstd, Tensor states, "
-    f"{_TENSORS}, str backend) -> Tensor[]")
+    f"ss2d_scan_norm_backward(Tensor dy, Tensor merged, Tensor states, {_TENSORS}, float eps, str backend) -> "
+    "Tensor[]")
 
 
-@torch.library.impl(LIBRARY, "ss2d_scan_norm", "CompositeExplicitAutograd")
+@torch.library.impl(LIBRARY, "ss2d_scan_norm", "CompositeImplicitAutograd")
+def _choose(*arguments: Any) -> Tensor:
+    """Save for a backward only where one can follow."""
+    return torch.ops.vmamba.ss2d_scan_norm_saving(
+        *arguments, *(1e-5, "auto")[len(arguments) - 13:], torch.is_grad_enabled())[0]
+
+
+@torch.library.impl(LIBRARY, "ss2d_scan_norm_saving", "CompositeExplicitAutograd")
 def _forward(
         x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
         order: str, height: int, width: int, index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor,
-        gate: Tensor | None, eps: float = 1e-5, backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        gate: Tensor | None, eps: float, backend: str, save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     _check(
         x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, norm_weight, norm_bias, gate)
     arguments = (x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index)
     if resolve_backend(backend, x) == "triton":
-        return _triton.ss2d_norm_forward(*arguments, norm_weight, norm_bias, gate, eps)
+        return _triton.ss2d_norm_forward(*arguments, norm_weight, norm_bias, gate, eps, save)
     dtype = compute_dtype(x)
     merged, states = _torch_ss2d.forward(*arguments, merge=True, out_dtype=dtype)
-    y, mean, rstd = torch.native_layer_norm(
-        merged, (x.shape[2],), norm_weight.to(dtype), norm_bias.to(dtype), eps)
+    y = F.layer_norm(merged, (x.shape[2],), norm_weight.to(dtype), norm_bias.to(dtype), eps)
     if gate is not None:
         y = y * F.silu(gate.to(dtype))
-    return y.to(x.dtype), merged, mean.squeeze(-1), rstd.squeeze(-1), states
+    return y.to(x.dtype), merged, states
 
 
 @torch.library.impl(LIBRARY, "ss2d_scan_norm_backward", "CompositeExplicitAutograd")
 def _backward(
-        dy: Tensor, merged: Tensor, mean: Tensor, rstd: Tensor, states: Tensor, x: Tensor, proj: Tensor,
-        dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None, order: str, height: int,
-        width: int, index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor, gate: Tensor | None, backend: str,
+        dy: Tensor, merged: Tensor, states: Tensor, x: Tensor, proj: Tensor, dt_weight: Tensor,
+        dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None, order: str, height: int, width: int,
+        index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor, gate: Tensor | None, eps: float, backend: str,
 ) -> list[Tensor]:
     scan = (x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index)
     if resolve_backend(backend, x) == "triton":
-        grads = _triton.ss2d_norm_backward(dy, merged, mean, rstd, *scan, norm_weight, norm_bias, gate, states)
+        grads = _triton.ss2d_norm_backward(dy, merged, *scan, norm_weight, norm_bias, gate, eps, states)
     else:
-        dmerged, *norm_grads = _norm_backward(dy, merged, mean, rstd, norm_weight, norm_bias, gate)
+        dmerged, *norm_grads = _norm_backward(dy, merged, norm_weight, norm_bias, gate, eps)
         grads = (*_torch_ss2d.backward(dmerged, *scan, True, states), *norm_grads)
     arguments = (x, proj, dt_weight, dt_bias, A_log, D_skip, norm_weight, norm_bias, gate)
     return pack_gradients(grads, arguments)
 
 
 def _norm_backward(
-        dy: Tensor, merged: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None,
+        dy: Tensor, merged: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of the merged sum, the norm's weight and bias, and the gate."""
     dtype = merged.dtype
     dy, weight, bias, dgate = dy.to(dtype), weight.to(dtype), bias.to(dtype), None
-    mean, rstd = mean.unsqueeze(-1), rstd.unsqueeze(-1)
+    norm, mean, rstd = torch.native_layer_norm(merged, (merged.shape[2],), weight, bias, eps)
     if gate is not None:
         z = gate.to(dtype)
         sigmoid = torch.sigmoid(z)
-        norm = (merged - mean) * rstd * weight + bias
         dgate = dy * norm * sigmoid * (1 + z * (1 - sigmoid))
         dy = dy * z * sigmoid
     dmerged, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
@@ -140,47 +145,56 @@ def _norm_backward(
     return dmerged, dweight, dbias, dgate
 
 
-@torch.library.register_fake("vmamba::ss2d_scan_norm", lib=LIBRARY)
+@torch.library.register_fake("vmamba::ss2d_scan_norm_saving", lib=LIBRARY)
 def _forward_fake(
         x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
         order: str, height: int, width: int, index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor,
-        gate: Tensor | None, eps: float = 1e-5, backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        gate: Tensor | None, eps: float, backend: str, save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     _check(
         x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, norm_weight, norm_bias, gate)
     dtype = compute_dtype(x)
     half = resolve_backend(backend, x) == "triton" and x.dtype == torch.bfloat16
     states = saved_states_shape(x, A_log, order, height, width, index, backend)
+    dropped = resolve_backend(backend, x) == "triton" and not save
+    kept = x.dtype if half else dtype
     return (
-        x.new_empty(x.shape), x.new_empty(x.shape, dtype=x.dtype if half else dtype),
-        x.new_empty(x.shape[:2], dtype=dtype), x.new_empty(x.shape[:2], dtype=dtype),
-        x.new_empty(states, dtype=dtype))
+        x.new_empty(x.shape), x.new_empty(0 if dropped else x.shape, dtype=kept),
+        x.new_empty(0 if dropped else states, dtype=saved_states_dtype(x, A_log, backend)))
 
 
 @torch.library.register_fake("vmamba::ss2d_scan_norm_backward", lib=LIBRARY)
 def _backward_fake(
-        dy: Tensor, merged: Tensor, mean: Tensor, rstd: Tensor, states: Tensor, x: Tensor, proj: Tensor,
-        dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None, order: str, height: int,
-        width: int, index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor, gate: Tensor | None, backend: str,
+        dy: Tensor, merged: Tensor, states: Tensor, x: Tensor, proj: Tensor, dt_weight: Tensor,
+        dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None, order: str, height: int, width: int,
+        index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor, gate: Tensor | None, eps: float, backend: str,
 ) -> list[Tensor]:
     return fake_gradients((x, proj, dt_weight, dt_bias, A_log, D_skip, norm_weight, norm_bias, gate))
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    *scan, ctx.order, ctx.height, ctx.width, index, norm_weight, norm_bias, gate, _, ctx.backend = inputs
+    *scan, ctx.order, ctx.height, ctx.width, index, norm_weight, norm_bias, gate, ctx.eps, ctx.backend, save = inputs
+    if not save:
+        raise RuntimeError("ss2d_scan_norm_saving was called with save=False, but a gradient is wanted")
     ctx.save_for_backward(*output[1:], index, *scan, norm_weight, norm_bias, gate)
     ctx.set_materialize_grads(False)
 
 
 def _autograd(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple:
     if dy is None:
-        return (None,) * 15
-    merged, mean, rstd, states, index, *tensors = ctx.saved_tensors
+        return (None,) * 16
+    merged, states, index, *tensors = ctx.saved_tensors
     grads = torch.ops.vmamba.ss2d_scan_norm_backward(
-        dy, merged, mean, rstd, states, *tensors[:6], ctx.order, ctx.height, ctx.width, index, *tensors[6:],
-        ctx.backend)
+        dy, merged, states, *tensors[:6], ctx.order, ctx.height, ctx.width, index, *tensors[6:], ctx.eps, ctx.backend)
     present = unpack_gradients(grads, tensors)
-    return (*present[:6], None, None, None, None, *present[6:], None, None)
+    return (*present[:6], None, None, None, None, *present[6:], None, None, None)
 
 
-torch.library.register_autograd("vmamba::ss2d_scan_norm", _autograd, setup_context=_setup_context, lib=LIBRARY)
+torch.library.register_autograd(
+    "vmamba::ss2d_scan_norm_saving", _autograd, setup_context=_setup_context, lib=LIBRARY)
+_saving = shortcut("ss2d_scan_norm_saving", _forward, _setup_context, _autograd)
+
+
+def ss2d_scan_norm_call(*arguments: Any) -> Tensor:
+    """``torch.ops.vmamba.ss2d_scan_norm``, all of whose arguments have to be given, by way of :func:`shortcut`."""
+    return _saving(*arguments, torch.is_grad_enabled())[0]

@@ -16,7 +16,8 @@ _dataset = dict(
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),
-    dict(type="RandomResize", scale=_size, ratio_range=(1.0, 1.4), keep_ratio=True),
+    dict(type="RandomResize", scale=_size, ratio_range=(0.9, 1.4), keep_ratio=True),
+    dict(type="RandomRotate", prob=0.5, degree=10, pad_val=0, seg_pad_val=255),
     dict(type="RandomCrop", crop_size=_size),
     dict(type="PhotoMetricDistortion"),
     dict(type="PackSegInputs"),
@@ -29,9 +30,9 @@ test_pipeline = [
     dict(type="PackSegInputs"),
 ]
 train_dataloader = dict(
-    batch_size=4,
-    num_workers=0,
-    persistent_workers=False,
+    batch_size=16,
+    num_workers=4,
+    persistent_workers=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         data_prefix=dict(img_path="images/train", seg_map_path="labels/train"), pipeline=train_pipeline, **_dataset))
@@ -50,16 +51,15 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
-_iters = 2000
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=500)
+_iters = 4000
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=1000)
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
-    # a narrow head that starts from small weights moves its logits slowly
-    paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0), decode_head=dict(lr_mult=10.0))))
+    paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0))))
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=150),
-    dict(type="CosineAnnealingLR", by_epoch=False, begin=150, end=_iters, eta_min=1e-5),
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=200),
+    dict(type="CosineAnnealingLR", by_epoch=False, begin=200, end=_iters, eta_min=1e-5),
 ]
 randomness = dict(seed=0)

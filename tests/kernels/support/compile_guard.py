@@ -20,20 +20,20 @@ from vmamba_kernels._scan_backward import scan_bwd_kernel
 from vmamba_kernels._scan_forward import scan_fwd_kernel
 from vmamba_kernels._ss2d_backward import ss2d_bwd_kernel_n1
 from vmamba_kernels._ss2d_forward import ss2d_fwd_kernel_n1
-from vmamba_kernels.configs import SCAN_REGISTERS, STATES, config
+from vmamba_kernels.configs import SCAN_REGISTERS, config, states_at_a_time
 from vmamba_kernels.state_shapes import SCAN_TILE, TILE
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 FLOAT32 = {
-    "dt_weight_ptr", "dt_bias_ptr", "a_log_ptr", "d_skip_ptr", "states_ptr", "dbc_ptr", "dvec_ptr", "weight_ptr",
+    "dt_weight_ptr", "dt_bias_ptr", "a_log_ptr", "d_skip_ptr", "entry_ptr", "dbc_ptr", "dvec_ptr", "weight_ptr",
     "bias_ptr", "a_ptr", "bc_ptr", "skip_ptr", "running_ptr", "scratch_ptr", "carry_ptr", "da_ptr",
 }  # fmt: skip
 SS2D = {
     "ORDER": 2, "K": 4, "HAS_C": True, "HAS_BIAS": True, "HAS_SKIP": True,
-    "SAVE": True, "SPLIT": False, "PRECISE": False, "FAST": True
+    "SAVE": True, "PRECISE": False, "FAST": True
 }  # fmt: skip
 SCAN = {
-    **SS2D, "SOFTPLUS": True, "EVEN": True, "HAS_GATE": False, "ENTERS": False,
+    **SS2D, "SOFTPLUS": True, "HAS_GATE": False,
     "N": 16, "C": 192, **dict.fromkeys(("x_sc", "y_sc", "dx_sc", "dy_sc", "dz_sc"), 1),
 }  # fmt: skip
 
@@ -41,6 +41,10 @@ SCAN = {
 def _ss2d(kernel: str, D: int, R: int, even: bool) -> dict:
     blocks, stages, _ = config(kernel, D)
     return {**SS2D, "X_ROW": D, "DY_ROW": D, "D": D, "R": R, "SUB": blocks, "STAGES": stages, "EVEN": even}
+
+
+def _scan(walk: str) -> dict:
+    return {**SCAN, "NB": states_at_a_time(SCAN["N"], walk), "R": 12}
 
 
 TARGETS = (90, 80)
@@ -53,13 +57,8 @@ CASES = {
     "ss2d_fwd_d768_r48": (ss2d_fwd_kernel_n1, _ss2d("ss2d_fwd", 768, 48, False), TILE, max),
     "ss2d_bwd_d96_r6": (ss2d_bwd_kernel_n1, _ss2d("ss2d_bwd", 96, 6, True), TILE, max),
     "ss2d_bwd_d768_r48": (ss2d_bwd_kernel_n1, _ss2d("ss2d_bwd", 768, 48, False), TILE, max),
-    "scan_fwd_r12": (scan_fwd_kernel, {**SCAN, "NB": STATES["forward"], "R": 12}, SCAN_TILE * STATES["forward"], min),
-    "scan_bwd_r12": (
-        scan_bwd_kernel,
-        {**SCAN, "NB": STATES["backward"], "R": 12},
-        SCAN_TILE * STATES["backward"],
-        sorted,
-    ),
+    "scan_fwd_r12": (scan_fwd_kernel, _scan("forward"), SCAN_TILE * states_at_a_time(16, "forward"), min),
+    "scan_bwd_r12": (scan_bwd_kernel, _scan("backward"), SCAN_TILE * states_at_a_time(16, "backward"), sorted),
 }
 
 
@@ -73,7 +72,7 @@ def machine_code(kernel, constants: dict, target: int = 90) -> tuple[str, str]:
         elif name == "index_ptr":
             types[name] = "*i32"
         elif name.endswith("_ptr"):
-            types[name] = "*fp32" if name in FLOAT32 else "*bf16"
+            types[name] = "*fp32" if name in FLOAT32 or (name == "states_ptr" and "N" in constants) else "*bf16"
             aligned[(i,)] = [["tt.divisibility", 16]]
         else:
             types[name] = "i64" if name == "reciprocal" else "i32"

@@ -1,0 +1,152 @@
+"""``add_layer_norm``: where a residual branch ends and the next begins, ``torch.ops.vmamba.add_layer_norm``."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _triton
+from ._backend import resolve_backend
+from ._library import LIBRARY, cast_under_autocast, pack_gradients, shortcut
+from ._shapes import check_tensor, compute_dtype
+
+__all__ = ["add_layer_norm"]
+
+
+def add_layer_norm(
+        x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, *, scale: Tensor | None = None,
+        eps: float = 1e-5, backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """``x + scale * branch`` and its LayerNorm over channels (Ba et al., arXiv:1607.06450, equation 4), in one pass.
+
+    Under autocast, x and branch are taken in autocast's dtype, and so are the results; statistics are float32.
+
+    Args:
+        x: [B, ..., D] residual stream.
+        branch: The same shape and dtype; None for nothing, where the sum is x.
+        weight: [D].
+        bias: [D].
+        scale: [B] float32 factor of each image's branch, such as stochastic depth's; None for 1.
+        eps: Added to the variance.
+        backend: "auto", "torch" or "triton".
+
+    Returns:
+        The sum and its norm, in the shape and dtype of x.
+
+    Raises:
+        ValueError: A shape, dtype or device does not fit, or the backend cannot run here.
+    """
+    total, y, _, _ = add_layer_norm_call(x, branch, scale, weight, bias, eps, backend)
+    return (x if branch is None else total), y
+
+
+def _check(x: Tensor, branch: Tensor | None, scale: Tensor | None, weight: Tensor, bias: Tensor) -> None:
+    if branch is not None:
+        check_tensor("branch", branch, tuple(x.shape), "that of x", x)
+        if branch.dtype != x.dtype:
+            raise ValueError(f"branch has dtype {branch.dtype}, but x has {x.dtype}")
+    if scale is not None:
+        check_tensor("scale", scale, (x.shape[0],), "[B]", x)
+        if branch is None:
+            raise ValueError("scale is of branch, but there is none")
+    check_tensor("weight", weight, (x.shape[-1],), "[D]", x)
+    check_tensor("bias", bias, (x.shape[-1],), "[D]", x)
+
+
+_TENSORS = "Tensor x, Tensor? branch, Tensor? scale, Tensor weight, Tensor bias"
+LIBRARY.define(
+    f"add_layer_norm({_TENSORS}, float eps=1e-05, str backend=\"auto\") -> "
+    "(Tensor total, Tensor y, Tensor mean, Tensor rstd)")
+LIBRARY.define(
+    "add_layer_norm_backward(Tensor dy, Tensor? dtotal, Tensor total, Tensor mean, Tensor rstd, Tensor? scale, "
+    "Tensor weight, Tensor bias, float eps, str backend) -> Tensor[]")
+
+
+@torch.library.impl(LIBRARY, "add_layer_norm", "CompositeExplicitAutograd")
+def _forward(
+        x: Tensor, branch: Tensor | None, scale: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-5,
+        backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check(x, branch, scale, weight, bias)
+    if resolve_backend(backend, x) == "triton":
+        total, y = _triton.add_norm_forward(x, branch, scale, weight, bias, eps)
+        mean, rstd = (x.new_empty(0, dtype=torch.float32) for _ in range(2))  # computed again backwards
+        return (total if branch is not None else x.new_empty(0)), y, mean, rstd
+    total = x
+    if branch is not None:
+        total = x + (branch if scale is None else _per_image(scale, branch) * branch).to(x.dtype)
+    dtype = compute_dtype(x)
+    y, mean, rstd = torch.native_layer_norm(
+        total.to(dtype).contiguous(), (x.shape[-1],), weight.to(dtype), bias.to(dtype), eps)
+    return (total if branch is not None else x.new_empty(0)), y.to(x.dtype), mean, rstd
+
+
+@torch.library.impl(LIBRARY, "add_layer_norm_backward", "CompositeExplicitAutograd")
+def _backward(
+        dy: Tensor, dtotal: Tensor | None, total: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor | None,
+        weight: Tensor, bias: Tensor, eps: float, backend: str,
+) -> list[Tensor]:
+    arguments = (total, total if scale is not None else None, weight, bias)
+    if resolve_backend(backend, total) == "triton":
+        grads = _triton.add_norm_backward(dy, dtotal, total, scale, weight, bias, eps)
+        return pack_gradients(grads, arguments)
+    dtype = compute_dtype(total)
+    dx, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
+        dy.to(dtype).contiguous(), total.to(dtype).contiguous(), (total.shape[-1],), mean, rstd, weight.to(dtype),
+        bias.to(dtype), [True, True, True])
+    dx = dx if dtotal is None else dx + dtotal
+    dbranch = dx * _per_image(scale, dx) if scale is not None else None
+    return pack_gradients((dx, dbranch, dweight, dbias), arguments)
+
+
+def _per_image(scale: Tensor, like: Tensor) -> Tensor:
+    return scale.view(-1, *(1,) * (like.ndim - 1))
+
+
+@torch.library.register_fake("vmamba::add_layer_norm", lib=LIBRARY)
+def _forward_fake(
+        x: Tensor, branch: Tensor | None, scale: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-5,
+        backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check(x, branch, scale, weight, bias)
+    statistics = 0 if resolve_backend(backend, x) == "triton" else (*x.shape[:-1], 1)
+    dtype = compute_dtype(x)
+    return (
+        x.new_empty(x.shape if branch is not None else 0), x.new_empty(x.shape),
+        x.new_empty(statistics, dtype=dtype), x.new_empty(statistics, dtype=dtype))
+
+
+@torch.library.register_fake("vmamba::add_layer_norm_backward", lib=LIBRARY)
+def _backward_fake(
+        dy: Tensor, dtotal: Tensor | None, total: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor | None,
+        weight: Tensor, bias: Tensor, eps: float, backend: str,
+) -> list[Tensor]:
+    dbranch = total.new_empty(total.shape if scale is not None else 0)
+    return [total.new_empty(total.shape), dbranch, weight.new_empty(weight.shape), bias.new_empty(bias.shape)]
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    x, branch, scale, weight, bias, ctx.eps, ctx.backend = inputs
+    ctx.branched = branch is not None
+    ctx.save_for_backward(output[0] if ctx.branched else x, *output[2:], scale, weight, bias)
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, dtotal: Tensor | None, dy: Tensor | None, *_: Tensor | None) -> tuple:
+    total, mean, rstd, scale, weight, bias = ctx.saved_tensors
+    if dy is None:
+        if dtotal is None or not ctx.branched:
+            return (None,) * 7
+        dbranch = dtotal if scale is None else (dtotal * _per_image(scale, dtotal)).to(dtotal.dtype)
+        return dtotal, dbranch, None, None, None, None, None
+    dx, dbranch, dweight, dbias = torch.ops.vmamba.add_layer_norm_backward(
+        dy, dtotal if ctx.branched else None, total, mean, rstd, scale, weight, bias, ctx.eps, ctx.backend)
+    dbranch = None if not ctx.branched else dx if scale is None else dbranch
+    return dx, dbranch, None, dweight, dbias, None, None
+
+
+torch.library.register_autograd("vmamba::add_layer_norm", _autograd, setup_context=_setup_context, lib=LIBRARY)
+_CAST = ("x", "branch")
+cast_under_autocast("add_layer_norm", _CAST)
+add_layer_norm_call = shortcut("add_layer_norm", _forward, _setup_context, _autograd, _CAST)
