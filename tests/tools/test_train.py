@@ -149,6 +149,28 @@ def test_initial_checkpoint_starts_from_its_weights(image_folder, small_flags, t
     assert all(torch.equal(left[key], right[key]) for key in left)
 
 
+RECIPES = ROOT / "configs" / "classification"
+
+
+@pytest.mark.parametrize("recipe", ["finetune", "linear_probe"])
+def test_recipes_that_start_from_weights(image_folder, small_flags, trained, tmp_path, recipe):
+    """From a run of three classes to a model with another head; a linear probe moves nothing but the classifier."""
+    flags = ["-c", str(RECIPES / f"{recipe}.yaml"), "--no-pretrained", "--initial-checkpoint",
+             str(trained / "last.safetensors"), "--reset-head", "--num-classes", "5", "--epochs", "1", "--opt", "adamw"]
+    assert fit.main(small_flags(image_folder, tmp_path, *flags)) == 0
+    before, after = load_file(trained / "last.safetensors"), load_file(tmp_path / "run" / "last.safetensors")
+    head = {key for key in after if key.startswith("head.fc.")}
+    assert after["head.fc.weight"].shape[0] == 5
+    moved = {key for key in after if key not in head and not torch.equal(before[key], after[key])}
+    assert bool(moved) == (recipe == "finetune")
+
+
+def test_distillation_from_a_run(image_folder, small_flags, trained, tmp_path):
+    flags = ["--kd-checkpoint", str(trained / "model_best.safetensors"), "--epochs", "1"]
+    assert fit.main(small_flags(image_folder, tmp_path, *flags)) == 0
+    assert (tmp_path / "run" / "last.safetensors").is_file()
+
+
 def test_exploding_loss_leaves_the_last_good_checkpoint(image_folder, small_flags, tmp_path, capsys):
     flags = small_flags(image_folder, tmp_path, "--sched", "constant", "--opt", "sgd")
     assert fit.main([*flags, "--stop-epoch", "1", "--lr", "0"]) == 0
