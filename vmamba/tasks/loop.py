@@ -4,7 +4,7 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,17 +20,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from vmamba.data.order import EpochBatches, SeededDataset, seed_all
 from vmamba.errors import UserError, require
-from vmamba.train.config import dump_config
+from vmamba.train.config import dump_config, load_config
 from vmamba.train.run_directory import atomic_path, check_writable, make_folder
+from vmamba.train.validate import resolve_device
 
-__all__ = ["Training", "add_run_arguments", "load_model_file", "run_folder", "run_training"]
+__all__ = ["Training", "add_run_arguments", "load_model_file", "read_options", "run_folder", "run_training"]
 
 _KEY = "vmamba_task"
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds optimisation, schedule and run directory."""
+    """Adds data folders, optimisation, schedule and run directory."""
+    add = parser.add_argument_group("data").add_argument
+    add("--data-dir", metavar="DIR", help="folder of the data set")
+    add("--train-split", default="train", metavar="NAME", help="folder of the training split in it")
+    add("--val-split", default="val", metavar="NAME", help="folder of the validation split")
     add = parser.add_argument_group("training").add_argument
+    add("-c", "--config", metavar="FILE", help="YAML file of options; flags override it")
     add("--epochs", type=int, default=20, metavar="N", help="epochs")
     add("-b", "--batch-size", type=int, default=16, metavar="N", help="samples a step")
     add("--lr", type=float, default=1e-3, metavar="X", help="highest learning rate; cosine decay to 0")
@@ -45,6 +51,25 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", default="runs", metavar="DIR", help="folder of the run directories")
     add("--experiment", default="", metavar="NAME", help="name of the run directory (default: the time)")
     add("--resume", action=argparse.BooleanOptionalAction, default=False, help="go on with the run of that name")
+
+
+def read_options(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, torch.device]:
+    """Parses the command line, over the file of `--config`, and sets up threads and device.
+
+    Raises:
+        UserError: a bad flag or file, no data set, or no such device.
+    """
+    config = parser.parse_args(argv).config
+    if config:
+        parser.set_defaults(**load_config(config, parser))
+    args = parser.parse_args(argv)
+    if not args.data_dir:
+        raise UserError("no data set: give --data-dir DIR")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return args, resolve_device(args.device)
 
 
 @dataclass

@@ -13,10 +13,8 @@ import vmamba.models  # noqa: F401  (registers the models)
 from vmamba.data.videos import VideoClips
 from vmamba.errors import UserError, near_names, require, tool
 from vmamba.train.arguments import Parser
-from vmamba.train.config import load_config
-from vmamba.train.validate import resolve_device
 
-from .loop import Training, add_run_arguments, load_model_file, run_folder, run_training
+from .loop import Training, add_run_arguments, load_model_file, read_options, run_folder, run_training
 
 __all__ = ["evaluate_clips", "main"]
 
@@ -25,10 +23,6 @@ def _parser() -> Parser:
     parser = Parser(usage="%(prog)s --data-dir DIR [options]",
                     description="Train a classifier of clips on DIR/SPLIT/CLASS/*.mp4, or evaluate one.")
     add = parser.add_argument
-    add("-c", "--config", metavar="FILE", help="YAML file of the options below; flags override it")
-    add("--data-dir", metavar="DIR", help="folder of the data set")
-    add("--train-split", default="train", metavar="NAME", help="folder of the training videos")
-    add("--val-split", default="val", metavar="NAME", help="folder of the validation videos")
     add("--model", default="videomamba_tiny", metavar="NAME", help="a timm model that takes clips: videomamba_*")
     add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="K=V", help="more model arguments")
     add("--pretrained", action="store_true", help="start from the published weights")
@@ -96,16 +90,7 @@ def _evaluate_file(args: Any, validation: VideoClips, device: torch.device) -> i
 @tool
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains or evaluates as the command line says and returns an exit code."""
-    parser = _parser()
-    first = parser.parse_args(argv)
-    if first.config:
-        parser.set_defaults(**load_config(first.config, parser))
-    args = parser.parse_args(argv)
-    if not args.data_dir:
-        raise UserError("no data set: give --data-dir DIR")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = resolve_device(args.device)
+    args, device = read_options(_parser(), argv)
     shape = {"frames": args.frames, "size": args.size}
     validation = VideoClips(
         args.data_dir, args.val_split, **shape, train=False, clips=args.clips, crops=args.crops)

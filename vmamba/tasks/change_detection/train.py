@@ -10,10 +10,8 @@ from torch.utils.data import DataLoader
 from vmamba.data.change_augmentation import ChangeTransform
 from vmamba.data.change_pairs import LAYOUTS, ChangePairs
 from vmamba.errors import UserError, tool
-from vmamba.tasks.loop import Training, add_run_arguments, run_folder, run_training
+from vmamba.tasks.loop import Training, add_run_arguments, read_options, run_folder, run_training
 from vmamba.train.arguments import Parser
-from vmamba.train.config import load_config
-from vmamba.train.validate import resolve_device
 
 from .losses import change_losses
 from .metrics import MAIN_METRIC, ChangeMetrics, class_maps, create_metrics
@@ -26,11 +24,7 @@ def _parser() -> Parser:
     parser = Parser(usage="%(prog)s --data-dir DIR [options]",
                     description="Train change detection on folders of pairs; the layout says which task.")
     add = parser.add_argument
-    add("-c", "--config", metavar="FILE", help="YAML file of the options below; flags override it")
-    add("--data-dir", metavar="DIR", help="folder of the data set")
     add("--layout", choices=list(LAYOUTS), default="levir", help="how it lies in its folders")
-    add("--train-split", default="train", metavar="NAME", help="folder of the training pairs")
-    add("--val-split", default="val", metavar="NAME", help="folder of the validation pairs")
     add("--crop", type=int, default=256, metavar="N", help="side of the training crops, pixels; 0 for whole images")
     add("--encoder", default="tiny", metavar="NAME",
         help="tiny, small, base (the published ones), or a timm model with maps at strides 4 to 32")
@@ -71,16 +65,7 @@ def evaluate_pairs(
 @tool
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains as the command line says and returns an exit code."""
-    parser = _parser()
-    first = parser.parse_args(argv)
-    if first.config:
-        parser.set_defaults(**load_config(first.config, parser))
-    args = parser.parse_args(argv)
-    if not args.data_dir:
-        raise UserError("no data set: give --data-dir DIR")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = resolve_device(args.device)
+    args, device = read_options(_parser(), argv)
     task = LAYOUTS[args.layout].task
     train = ChangePairs(
         args.data_dir, args.train_split, args.layout, ChangeTransform(args.crop or None, augment=True))
