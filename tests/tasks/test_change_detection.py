@@ -213,6 +213,18 @@ def test_land_cover_of_changed_pixels_has_a_class():
     assert class_maps(logits)["first"].min() >= 1
 
 
+def test_the_tiny_encoder_takes_the_blocks_that_it_has():
+    """Published weights of its namesake have five blocks in the third stage; it has the first four."""
+    source = timm.create_model("vmamba_tiny_s2l5")
+    model = create_change_model(
+        "bcd", "tiny", pretrained=True, pretrained_cfg_overlay={"state_dict": source.state_dict()})
+    state = source.state_dict()
+    own = model.encoder.backbone.model.state_dict()
+    assert "stages.2.blocks.4.norm1.weight" in state
+    assert "stages.2.blocks.4.norm1.weight" not in own
+    assert all(torch.equal(value, state[key]) for key, value in own.items())
+
+
 def test_encoder_takes_published_weights_of_its_family(monkeypatch):
     """``pretrained`` reaches timm for the encoder alone."""
     seen = []

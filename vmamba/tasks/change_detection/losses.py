@@ -92,6 +92,9 @@ def change_losses(task: str, logits: Mapping[str, Tensor], labels: Mapping[str, 
       0 where the first date has a label: what did not change should look the same.
     * bda: ``CE_building + CE_damage + 0.5 L_building + 0.75 L_damage``.
 
+    Terms of an output of which no pixel counts are 0. (The authors leave out a batch of "bda" without any damage
+    label altogether.)
+
     Args:
         task: "bcd", "scd" or "bda".
         logits: Outputs of the model [B, classes, H, W] by name.

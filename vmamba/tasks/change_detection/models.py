@@ -19,7 +19,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "small": ("vmamba_small_s2l15", {"drop_path_rate": 0.3}),
     "base": ("vmamba_base_s2l15", {"drop_path_rate": 0.6}),
 }
-"""The published encoders: a model of timm and its arguments."""
+"""The published encoders: a model of timm and its arguments. The tiny one has a block less than its namesake."""
 NORM_EPS = 1e-5
 
 
@@ -196,6 +196,12 @@ def create_change_model(
     if task == "bcd" and num_classes not in (None, 2):
         raise ValueError(f"the task 'bcd' has 2 classes, got num_classes={num_classes}")
     name, arguments = ENCODERS.get(encoder, (encoder, {}))
-    features = SiameseEncoder(_features(name, pretrained, {**arguments, **encoder_args}))
+    shorter = "depths" in arguments
+    backbone = _features(name, pretrained and not shorter, {**arguments, **encoder_args})
+    if pretrained and shorter:  # as the authors do: weights of blocks that it has not are left out
+        whole = {key: value for key, value in arguments.items() if key != "depths"}
+        weights = _features(name, True, {**whole, **encoder_args}).state_dict()
+        backbone.load_state_dict({key: weights[key] for key in backbone.state_dict()})
+    features = SiameseEncoder(backbone)
     given = {"num_classes": num_classes} if num_classes is not None and task != "bcd" else {}
     return TASKS[task](features, dim=dim, **given)
