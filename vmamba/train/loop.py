@@ -172,7 +172,7 @@ class EpochTrainer:
         if stepped:
             self.task.update_ema(step=done)
         else:
-            self._skip(progress)
+            self._skip(progress, progress.step + 1)
         self.optimisation.scheduler.step_update(done)
         return True
 
@@ -196,10 +196,10 @@ class EpochTrainer:
         optimizer.step()
         return True
 
-    def _skip(self, progress: Progress) -> None:
-        """Counts and reports a step that was left out."""
+    def _skip(self, progress: Progress, step: int) -> None:
+        """Counts and reports a step that was left out, counted from 1."""
         progress.skipped += 1
-        where = f"step {progress.step + 1} of {self.steps} in epoch {progress.epoch + 1}"
+        where = f"step {step} of {self.steps} in epoch {progress.epoch + 1}"
         if progress.skipped > self.args.max_skipped_steps:
             raise UserError(f"the gradients of {where} are not finite, and --max-skipped-steps "
                             f"{self.args.max_skipped_steps} are left out already; the last checkpoint is from before")
@@ -226,6 +226,8 @@ class EpochTrainer:
                 raise UserError(f"the training loss became {loss} at step {number} of {self.steps} in epoch "
                                 f"{progress.epoch + 1}: a lower --lr or --clip-grad may help, --max-skipped-steps N "
                                 "leaves such steps out; the last checkpoint is from before")
+            elif self.optimisation.scaler is not None:      # which has left it out
+                self._skip(progress, number)
         return losses[-1]
 
     def _log(self, progress: Progress, bar: Any) -> None:
