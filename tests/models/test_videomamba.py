@@ -264,6 +264,13 @@ def test_torchscript_save_and_load(scan, tmp_path):
         torch.testing.assert_close(loaded(x), model(x))
 
 
+def test_tags_of_clips():
+    cfg = default_cfgs["videomamba_middle"].cfgs["k400_mask_f64_384"]
+    assert cfg.url.endswith("/videomamba_m16_k400_mask_ft_f64_res224to384.pth")
+    assert (cfg.num_classes, cfg.input_size) == (400, (3, 384, 384))
+    assert len(default_cfgs["videomamba_tiny"].cfgs) == 3 + 12
+
+
 def test_cfgs_say_where_weights_come_from():
     for name, cfg in default_cfgs.items():
         released = name in ("videomamba_tiny", "videomamba_small", "videomamba_middle")

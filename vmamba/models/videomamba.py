@@ -248,8 +248,20 @@ def _cfg(file: str = "", top1: float | None = None, **kwargs: Any) -> dict[str, 
         **released, **kwargs)
 
 
-_KINETICS = {8: "f8_res224", 16: "f16_res224", 32: "f32_res224", 64: "f64_res224"}
-_SOMETHING = {8: "f8_res224", 16: "f16_res224"}
+# data set -> classes, and frames and side of each published classifier of clips
+_CLIPS = {
+    "k400": (400, ((8, 224), (16, 224), (32, 224), (64, 224), (64, 384))),
+    "ssv2": (174, ((8, 224), (16, 224), (16, 288))),
+    "breakfast": (10, ((32, 224), (64, 224))),
+    "coin": (180, ((32, 224), (64, 224))),
+}
+# fine-tuned after masked pretraining, for which the authors link the weights of these only
+_MASKED = {
+    "k400": (400, ((8, 224), (32, 224), (64, 224), (64, 384))),
+    "ssv2": (174, ((8, 224), (16, 288))),
+    "breakfast": (10, ((32, 224), (64, 224))),
+    "coin": (180, ((32, 224), (64, 224))),
+}
 
 
 def _image_cfgs(name: str, letter: str, top1: tuple[float, float, float]) -> dict[str, Any]:
@@ -261,18 +273,21 @@ def _image_cfgs(name: str, letter: str, top1: tuple[float, float, float]) -> dic
         for (side, end), accuracy in zip(sizes.items(), top1, strict=True)}
 
 
-def _video_cfgs(name: str, letter: str) -> dict[str, Any]:
+def _video_cfgs(name: str, letter: str, masked: bool = False) -> dict[str, Any]:
     """Configurations of the video classifiers of one size; build them with ``num_frames`` of their tag."""
-    sets = (("k400", 400, _KINETICS), ("ssv2", 174, _SOMETHING))
+    way, part = ("_mask", "_mask_ft") if masked else ("", "")
     return {
-        f"{name}.{data}_f{frames}": {**_cfg(f"{letter}16_{data}_{end}"), "num_classes": classes}
-        for data, classes, ends in sets for frames, end in ends.items()}
+        f"{name}.{data}{way}_f{frames}" + ("" if side == 224 else f"_{side}"): {
+            **_cfg(f"{letter}16_{data}{part}_f{frames}_res224" + ("" if side == 224 else f"to{side}")),
+            "num_classes": classes, "input_size": (3, side, side)}
+        for data, (classes, sizes) in (_MASKED if masked else _CLIPS).items() for frames, side in sizes}
 
 
 default_cfgs = generate_default_cfgs({
     **_image_cfgs("videomamba_tiny", "t", (76.9, 79.3, 79.6)), **_video_cfgs("videomamba_tiny", "t"),
     **_image_cfgs("videomamba_small", "s", (81.2, 83.2, 83.5)), **_video_cfgs("videomamba_small", "s"),
     **_image_cfgs("videomamba_middle", "m", (82.8, 83.8, 84.0)), **_video_cfgs("videomamba_middle", "m"),
+    **_video_cfgs("videomamba_middle", "m", masked=True),
     "videomamba_base.untrained": _cfg(),
     "test_videomamba.untrained": _cfg(input_size=(3, 96, 96)),
 })
