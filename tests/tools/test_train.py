@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,18 @@ def test_recipes_that_start_from_weights(image_folder, small_flags, trained, tmp
     assert after["head.fc.weight"].shape[0] == 5
     moved = {key for key in after if key not in head and not torch.equal(before[key], after[key])}
     assert bool(moved) == (recipe == "finetune")
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_tar_files_train_like_folders(image_folder, small_flags, tmp_path, workers):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "val"):
+        with tarfile.open(tmp_path / "data" / f"{split}.tar", "w") as file:
+            for path in sorted((image_folder / split).rglob("*.png")):
+                file.add(path, path.relative_to(image_folder / split))
+    assert fit.main(small_flags(image_folder, tmp_path / "folder", "--epochs", "1")) == 0
+    assert fit.main(small_flags(tmp_path / "data", tmp_path / "tar", "--epochs", "1", "--workers", workers)) == 0
+    assert rows(tmp_path / "folder" / "run") == rows(tmp_path / "tar" / "run")
 
 
 def test_distillation_from_a_run(image_folder, small_flags, trained, tmp_path):

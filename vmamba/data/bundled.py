@@ -19,10 +19,10 @@ from torch.utils.data import Dataset
 
 from ..errors import UserError, require
 
-__all__ = ["BUNDLED", "BundledDataset", "validation_mask"]
+__all__ = ["BUNDLED", "TRAIN_NAMES", "VALIDATION_NAMES", "BundledDataset", "validation_mask"]
 
-_TRAIN = ("train", "training")
-_VALIDATION = ("val", "valid", "validation", "eval", "evaluation")
+TRAIN_NAMES = ("train", "training")
+VALIDATION_NAMES = ("val", "valid", "validation", "eval", "evaluation")
 
 
 def _load_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -72,10 +72,10 @@ class BundledDataset(Dataset):
     """
 
     def __init__(self, name: str, split: str = "train", input_img_mode: str = "RGB"):
-        if split not in _TRAIN + _VALIDATION:
+        if split not in TRAIN_NAMES + VALIDATION_NAMES:
             raise UserError(f"dataset {name} has the splits train and validation, not {split!r}")
         images, labels = BUNDLED[name]()
-        chosen = validation_mask(labels) == (split in _VALIDATION)
+        chosen = validation_mask(labels) == (split in VALIDATION_NAMES)
         self.name = name
         self.images = images[chosen]
         self.labels = labels[chosen].astype(int).tolist()

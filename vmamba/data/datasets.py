@@ -16,7 +16,7 @@ from timm.data import ImageDataset
 from torch.utils.data import Dataset
 
 from ..errors import UserError, near_names
-from .bundled import BUNDLED, BundledDataset
+from .bundled import BUNDLED, TRAIN_NAMES, VALIDATION_NAMES, BundledDataset
 
 __all__ = ["UNREADABLE", "UnreadableImageError", "class_names", "create_dataset", "dataset_errors"]
 
@@ -98,7 +98,8 @@ def create_dataset(
     Args:
         name: a bundled name (`digits`, `mnist5k`), a timm name with its prefix (`torch/cifar10`, `hfds/...`,
             `wds/...`), or "" for an image folder or tar file at `root`.
-        root: folder of the dataset. For image folders it holds one folder a split, or is the split itself.
+        root: folder of the dataset. For image folders it holds one folder or one `.tar` file a split, or is the split
+            itself.
         split: name of the split.
         is_training: shuffle iterable datasets.
         class_map: for folders. A dict class name -> index must name every folder; a text file with one class
@@ -123,6 +124,7 @@ def create_dataset(
             raise UserError("no dataset: give --data-dir FOLDER or --dataset NAME")
         if not Path(root).exists():
             raise UserError(f"data folder {root} does not exist")
+        root = str(_tar_of_split(Path(root), split))
     with dataset_errors(f"cannot open dataset {name or root}, split {split}"):
         dataset: Any = timm.data.create_dataset(
             name, root=root, split=split, is_training=is_training,
@@ -136,6 +138,12 @@ def create_dataset(
     if not name:
         _check_folder(dataset.reader, class_map)
     return _StrictImageDataset(root, reader=dataset.reader, input_img_mode=input_img_mode)
+
+
+def _tar_of_split(root: Path, split: str) -> Path:
+    """Returns the tar file of a split in `root`, or `root` if there is none."""
+    names = VALIDATION_NAMES if split in VALIDATION_NAMES else TRAIN_NAMES if split in TRAIN_NAMES else (split,)
+    return next((root / f"{name}.tar" for name in names if (root / f"{name}.tar").is_file()), root)
 
 
 def _check_folder(reader: Any, class_map: str | dict[str, int] | None) -> None:
@@ -164,7 +172,9 @@ def class_names(dataset: Dataset) -> list[str] | None:
     """Returns the class names by index, or None where the dataset does not tell them (iterable readers)."""
     if (classes := getattr(dataset, "classes", None)) is not None:
         return [str(name) for name in classes]
-    class_to_idx = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    reader = getattr(dataset, "reader", None)
+    # readers of tar files have another name for it
+    class_to_idx = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
     if not class_to_idx:
         return None
     names = {index: str(name) for name, index in class_to_idx.items()}
