@@ -28,6 +28,6 @@ def gate_backward(dout: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> tuple
     dout, y, z = dout.contiguous(), y.contiguous(), z.contiguous()
     dy = _launch.empty(y.shape, dtype=_launch.accumulator_dtype(y.dtype), device=y.device)
     dz = _launch.empty(z.shape, dtype=z.dtype, device=z.device)
-    grid = (triton.cdiv(y.numel(), 1024),)
+    grid = (_launch.cdiv(y.numel(), 1024),)
     _launch.launch(gate_bwd_kernel, grid, dout, y, z, dy, dz, y.numel(), BLOCK=1024, num_warps=4)
     return (dy.transpose(1, 2), dz.transpose(1, 2)) if channels_last else (dy, dz)

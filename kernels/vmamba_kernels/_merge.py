@@ -27,7 +27,9 @@ def merge_directions(parts: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if K == 1:
         return parts.squeeze(1).to(dtype)
     out = _launch.empty((B, L, D), dtype=dtype, device=parts.device)
-    block = 1024 if not _launch.interpreted() else triton.next_power_of_2(min(L * D, 4096))
+    block = 1024 if not _launch.interpreted() else _launch.pow2(min(L * D, 4096), 1)
     if out.numel():
-        _launch.launch(merge_kernel, (B * triton.cdiv(L * D, block),), parts, out, L * D, K=K, BLOCK=block, num_warps=4)
+        _launch.launch(
+            merge_kernel, (B * _launch.cdiv(L * D, block),), parts, out, L * D, K=K, BLOCK=block, num_warps=4
+        )
     return out

@@ -105,7 +105,7 @@ def projection_gradients(
     R, P = dt_weight.shape[2], proj.shape[3]
     dproj = _launch.empty(proj.shape, dtype=proj.dtype, device=proj.device)
     if dz.dtype == proj.dtype == torch.bfloat16 and D <= 256 and R <= 16 and tokens:
-        slices = max(1, min(_PROGRAMS // K, triton.cdiv(tokens, _ROWS)))
+        slices = max(1, min(_PROGRAMS // K, _launch.cdiv(tokens, _ROWS)))
         dweight = _launch.empty((slices, K, D, R), dtype=torch.float32, device=dz.device)
         _launch.launch(
             dproj_kernel, (slices * K,),
@@ -119,7 +119,7 @@ def projection_gradients(
     if rows:
         _launch.launch(
             assemble_kernel,
-            (triton.cdiv(rows * P, 1024),),
+            (_launch.cdiv(rows * P, 1024),),
             dbc,
             dfactors,
             dproj,

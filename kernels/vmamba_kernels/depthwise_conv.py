@@ -269,10 +269,10 @@ def _layout(x: torch.Tensor) -> _Layout:
     """For a map that is not empty."""
     B, H, W, C = x.shape
     block = 64 if C % 64 == 0 else 32
-    blocks = triton.cdiv(C, block)
-    columns = B * triton.cdiv(W, _COLUMNS)
-    rows = triton.cdiv(H, min(triton.cdiv(_PROGRAMS, columns * blocks), triton.cdiv(H, 4)))
-    strips = triton.cdiv(H, rows)
+    blocks = _launch.cdiv(C, block)
+    columns = B * _launch.cdiv(W, _COLUMNS)
+    rows = _launch.cdiv(H, min(_launch.cdiv(_PROGRAMS, columns * blocks), _launch.cdiv(H, 4)))
+    strips = _launch.cdiv(H, rows)
     how = {"C": C, "COLUMNS": _COLUMNS, "BLOCK": block, "num_warps": block // 32}
     sizes = x.stride(0), x.stride(2), H, W, strips, rows
     return _Layout((columns * strips * blocks,), columns * strips, sizes, how)

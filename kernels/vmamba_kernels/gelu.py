@@ -33,6 +33,6 @@ def gelu_backward(dy: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torc
     y = _launch.empty(tuple(x.shape), dtype=x.dtype, device=x.device)
     dx = _launch.empty(tuple(x.shape), dtype=x.dtype, device=x.device)
     if x.numel():
-        grid = (triton.cdiv(x.numel(), 2048),)
+        grid = (_launch.cdiv(x.numel(), 2048),)
         _launch.launch(gelu_bwd_kernel, grid, dy, x, y, dx, x.numel(), BLOCK=2048, num_warps=8)
     return y, dx

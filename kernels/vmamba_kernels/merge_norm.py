@@ -319,10 +319,10 @@ def _forward(parts, branch, scale, merged, weight, bias, gate, eps, out_dtype) -
     gate = rows_contiguous(gate) if gate is not None else None
     out = _launch.empty((B, L, D), dtype=out_dtype, device=parts.device)
     if out.numel():
-        DP = triton.next_power_of_2(D)
+        DP = _launch.pow2(D, 1)
         rows = _rows_per_block(DP)
         _launch.launch(
-            merge_norm_fwd_kernel, (B * triton.cdiv(L, rows),),
+            merge_norm_fwd_kernel, (B * _launch.cdiv(L, rows),),
             parts, branch, scale, weight, bias, gate, out, merged,
             gate.stride(0) if gate is not None else 0, gate.stride(1) if gate is not None else 0, B, L, eps,
             D=D, DP=DP, K=K, ROWS=rows, HAS_BRANCH=branch is not None, HAS_SCALE=scale is not None,
@@ -342,11 +342,11 @@ def _backward(dout, dsum, merged, scale, weight, bias, gate, eps, dtype) -> tupl
     dmerged = _launch.empty((B, L, D), dtype=dtype, device=merged.device)
     dbranch = _launch.empty((B, L, D), dtype=dtype, device=merged.device) if scale is not None else None
     dgate = _launch.empty((B, L, D), dtype=gate.dtype, device=merged.device) if gate is not None else None
-    DP = triton.next_power_of_2(D)
+    DP = _launch.pow2(D, 1)
     rows = _rows_per_block(DP)
-    blocks = triton.cdiv(B * L, rows)
-    per_program = max(1, triton.cdiv(blocks, 2048))
-    programs = triton.cdiv(blocks, per_program)
+    blocks = _launch.cdiv(B * L, rows)
+    per_program = max(1, _launch.cdiv(blocks, 2048))
+    programs = _launch.cdiv(blocks, per_program)
     dparams = _launch.empty((2, programs, D), dtype=torch.float32, device=merged.device)
     if programs:
         _launch.launch(

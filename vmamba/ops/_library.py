@@ -72,7 +72,7 @@ def shortcut(
 
     Args:
         name: Of the operator.
-        forward: Its implementation.
+        forward: Its implementation for CUDA tensors; what the kernels check need not be checked there.
         setup_context: As given to ``torch.library.register_autograd``.
         backward: Likewise.
         cast: Names of arguments that :func:`cast_under_autocast` casts.

@@ -69,6 +69,12 @@ def _forward(
         backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check(x, branch, scale, weight, bias)
+    return _run(x, branch, scale, weight, bias, eps, backend)
+
+
+def _run(
+        x: Tensor, branch: Tensor | None, scale: Tensor | None, weight: Tensor, bias: Tensor, eps: float, backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if resolve_backend(backend, x) == "triton":
         total, y = _triton.add_norm_forward(x, branch, scale, weight, bias, eps)
         mean, rstd = (x.new_empty(0, dtype=torch.float32) for _ in range(2))  # computed again backwards
@@ -149,4 +155,4 @@ def _autograd(ctx: Any, dtotal: Tensor | None, dy: Tensor | None, *_: Tensor | N
 torch.library.register_autograd("vmamba::add_layer_norm", _autograd, setup_context=_setup_context, lib=LIBRARY)
 _CAST = ("x", "branch")
 cast_under_autocast("add_layer_norm", _CAST)
-add_layer_norm_call = shortcut("add_layer_norm", _forward, _setup_context, _autograd, _CAST)
+add_layer_norm_call = shortcut("add_layer_norm", _run, _setup_context, _autograd, _CAST)
