@@ -14,13 +14,16 @@ PARAMETERS = {  # the specification's counts in millions, with 1000 classes, as 
     "mambavision_large3_256": "739.6",
     "vssd_micro": "13.512964", "vssd_tiny": "24.270724", "vssd_small": "40.075650", "vssd_base": "88.823151",
     "vmamba_tiny_m2": "25.340296", "vmamba_small_m2": "39.079816", "vmamba_base_m2": "67.527528",
+    "a2mamba_nano": "4.195052", "a2mamba_tiny": "15.365506", "a2mamba_small": "30.672834",
+    "a2mamba_base": "51.134464", "a2mamba_large": "93.737376",
     "mlla_tiny": "24.392200", "mlla_small": "43.015048", "mlla_base": "95.983960",
     "msvmamba_nano": "6.864", "msvmamba_micro": "11.879", "msvmamba_tiny": "33.046",
     "msvmamba_v3_tiny": "32", "msvmamba_v3_small": "50", "msvmamba_v3_base": "91",
     "spatial_mamba_tiny": "26.749", "spatial_mamba_small": "43.074", "spatial_mamba_base": "95.746",
 }
 SCANS = ["test_efficientvmamba", "test_spatial_mamba", "test_msvmamba", "test_localvmamba", "test_resvmamba"]
-SMALL = [*SCANS, "test_mlla", "test_mambavision", "test_vssd", "test_vmamba_m2"]
+SMALL = [*SCANS, "test_mlla", "test_mambavision", "test_vssd", "test_vmamba_m2", "test_a2mamba"]
+EXPORTED = [name for name in SMALL if name != "test_a2mamba"]  # torch.export fixes the sides of its windows' maps
 
 
 @pytest.fixture(params=SMALL)
@@ -147,6 +150,7 @@ def test_bfloat16_and_autocast_stay_close(small):
     assert (low.float() - expected).abs().max() < 0.2 * scale
 
 
+@pytest.mark.parametrize("small", EXPORTED, indirect=True)
 def test_export_with_dynamic_batch_and_size(small):
     """From 72 pixels on, where the half-resolution maps of MSVMamba have more than one row: torch treats 1 apart.
 

@@ -1,4 +1,5 @@
 """Modules shared by the model families; channels-last maps [B, H, W, C], or tokens [B, L, C], both ways."""
+from .attentive_ssm import AttentiveGlobal, AttentiveSSM
 from .channel_attention import ChannelAttention, SqueezeExcite
 from .continuous import ContinuousMixer
 from .conv import Conv2dNHWC, ConvNorm, DepthwiseConvSiLU
@@ -22,9 +23,10 @@ from .video_mixer import VideoMixer
 from .window import from_windows, to_windows
 
 __all__ = [
-    "SS2D", "SSD2D", "BidirectionalMixer", "CPEBlock", "ChannelAttention", "ContinuousMixer", "Conv2dNHWC",
-    "ConvDownsample", "ConvNorm", "ConvStem", "DepthwiseConvSiLU", "InvertedDownsample", "LayerNorm", "LinearAttention",
-    "LocalPathMixer", "LocalSS2D", "MambaLinearAttention", "MixerBlock", "Mlp", "MultiPathMixer", "MultiScaleSS2D",
-    "NonCausalSSD", "PatchEmbed", "PatchMerging", "PatchStem", "RMSNorm", "ResidualStem", "SS2DVariant", "SplitMixer",
-    "SqueezeExcite", "StateFusionSS2D", "SupportQueryScan", "VideoMixer", "from_windows", "to_windows",
+    "SS2D", "SSD2D", "AttentiveGlobal", "AttentiveSSM", "BidirectionalMixer", "CPEBlock", "ChannelAttention",
+    "ContinuousMixer", "Conv2dNHWC", "ConvDownsample", "ConvNorm", "ConvStem", "DepthwiseConvSiLU",
+    "InvertedDownsample", "LayerNorm", "LinearAttention", "LocalPathMixer", "LocalSS2D", "MambaLinearAttention",
+    "MixerBlock", "Mlp", "MultiPathMixer", "MultiScaleSS2D", "NonCausalSSD", "PatchEmbed", "PatchMerging", "PatchStem",
+    "RMSNorm", "ResidualStem", "SS2DVariant", "SplitMixer", "SqueezeExcite", "StateFusionSS2D", "SupportQueryScan",
+    "VideoMixer", "from_windows", "to_windows",
 ]

@@ -1,5 +1,6 @@
 """Model families; importing this package registers every model with timm."""
 from . import (
+    a2mamba,
     efficientvmamba,
     localvim,
     localvmamba,
@@ -18,5 +19,5 @@ from . import (
 )
 
 __all__ = [
-    "efficientvmamba", "localvim", "localvmamba", "mambavision", "mlla", "msvmamba", "plainmamba", "resvmamba",
-    "rsmamba", "spatial_mamba", "videomamba", "vim", "vmamba", "vmamba_m2", "vssd"]
+    "a2mamba", "efficientvmamba", "localvim", "localvmamba", "mambavision", "mlla", "msvmamba", "plainmamba",
+    "resvmamba", "rsmamba", "spatial_mamba", "videomamba", "vim", "vmamba", "vmamba_m2", "vssd"]

@@ -1,0 +1,180 @@
+"""A2Mamba's mixers: neighbourhood attention that also mixes the hidden states of a scan, and global attention.
+
+Lou et al., "A2Mamba: Attention-augmented State Space Models for Visual Recognition", arXiv:2507.16624.
+"""
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm
+from torch import Tensor, nn
+
+import vmamba.ops  # noqa: F401  (registers torch.ops.vmamba)
+
+from . import neighborhood, rotary
+from .conv import Conv2dNHWC, ConvNorm
+from .ssm import reset_ssm_parameters
+
+__all__ = ["AttentiveGlobal", "AttentiveSSM"]
+
+NORM_EPS = 1e-6
+BIAS_SIDE = 49  # tokens of the map for which the global bias is learned
+
+
+def _heads(x: Tensor, num_heads: int) -> Tensor:
+    """``[B, H, W, C] -> [B, n, H, W, C / n]``."""
+    return x.unflatten(-1, (num_heads, -1)).permute(0, 3, 1, 2, 4)
+
+
+def _map(x: Tensor) -> Tensor:
+    """``[B, n, H, W, C / n] -> [B, H, W, C]``."""
+    return x.permute(0, 2, 3, 1, 4).flatten(3)
+
+
+class AttentionSSM(nn.Module):
+    """Scan of the rows with one state per channel; attention mixes the states, then C reads them out.
+
+    Args:
+        dim: Channels C.
+        num_heads: Heads n of the attention, an even number.
+        window: Side K of the attention's windows.
+    """
+
+    def __init__(
+            self, dim: int, num_heads: int, window: int, device: Any = None, dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.num_heads, self.window, self.dt_rank = num_heads, window, math.ceil(dim / 16)
+        self.conv = Conv2dNHWC(dim, dim, 5, padding=2, groups=dim, **dd)
+        self.act = nn.SiLU()
+        self.x_proj = nn.Linear(dim, self.dt_rank + 2, bias=False, **dd)
+        self.dt_weight = nn.Parameter(torch.empty(dim, self.dt_rank, **dd))
+        self.dt_bias = nn.Parameter(torch.empty(dim, **dd))
+        self.A_log = nn.Parameter(torch.empty(dim, 1, **dd))
+        self.D = nn.Parameter(torch.empty(dim, **dd))
+        self.fusion = nn.Linear(num_heads, num_heads, **dd)
+        self.reset_parameters()
+
+    @torch.jit.ignore
+    def reset_parameters(self) -> None:
+        """Initialise the parameters of the state-space model (its other layers reset themselves)."""
+        reset_ssm_parameters(self.A_log, self.D, self.dt_weight, self.dt_bias)
+
+    def forward(self, x: Tensor, near: Tensor, far: Tensor) -> Tensor:
+        """``[B, H, W, C] -> [B, H, W, C]``, with the weights [B, n / 2, H, W, K * K] of both halves of the heads."""
+        B, H, W, C = x.shape
+        x = self.act(self.conv(x))
+        proj = self.x_proj(x)
+        # without C the scan returns the state
+        state = torch.ops.vmamba.ss2d_scan(
+            x.reshape(B, H * W, C), proj[..., :-1].reshape(B, H * W, 1, self.dt_rank + 1), self.dt_weight.unsqueeze(0),
+            self.dt_bias.unsqueeze(0), self.A_log.unsqueeze(0), None, "uni", H, W, None, True)[0]
+        first, second = _heads(state.to(x.dtype).view(B, H, W, C), self.num_heads).chunk(2, dim=1)
+        mixed = torch.cat([
+            neighborhood.neighborhood_apply(near, first, self.window, False),
+            neighborhood.neighborhood_apply(far, second, self.window, True)], dim=1)
+        fused = self.fusion(mixed.movedim(1, -1)).movedim(-1, 1)
+        return rotary.widen(_map(fused)) * proj[..., -1:] + x * self.D
+
+
+class AttentiveMixer(nn.Module):
+    """Neighbourhood attention, near for half of the heads and dilated, on top of the first's output, for the other.
+
+    ``[B, H, W, C] -> [B, H, W, C]``. What follows on it is :meth:`refine`; then a local position encoding, a norm and a
+    gate. Arxiv:2507.16624, section 3.2.
+
+    Args:
+        dim: Channels C.
+        num_heads: Heads n, an even number; C / n is a multiple of 4.
+        window: Side K of the windows, an odd number.
+    """
+
+    def __init__(
+            self, dim: int, num_heads: int, window: int, device: Any = None, dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.num_heads, self.window, self.head_dim = num_heads, window, dim // num_heads
+        self.gate = ConvNorm(dim, dim, 1, bias=True, act=nn.SiLU, **dd)
+        self.qkv = nn.Linear(dim, 3 * dim, **dd)
+        self.lepe = Conv2dNHWC(dim, dim, 5, padding=2, groups=dim, **dd)
+        # one table for both halves of the heads
+        self.bias = nn.Parameter(torch.zeros(num_heads // 2, 2 * window - 1, 2 * window - 1, **dd))
+        self.norm = LayerNorm(dim, eps=NORM_EPS, **dd)
+        self.proj_norm = LayerNorm(dim, eps=NORM_EPS, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+
+    @torch.jit.ignore
+    def reset_parameters(self) -> None:
+        """No bias at first."""
+        nn.init.zeros_(self.bias)
+
+    def refine(self, x: Tensor, q: Tensor, k: Tensor, near: Tensor, far: Tensor) -> Tensor:
+        """What becomes of the attended values ``x`` [B, H, W, C]."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, H, W, _ = x.shape
+        gate = self.gate(x)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        lepe = self.lepe(v)
+        cos, sin = rotary.axial_angles(x, H, W, self.head_dim, True)
+        q = rotary.rotate(_heads(q, self.num_heads), cos, sin) * self.head_dim ** -0.5
+        k = rotary.rotate(_heads(k, self.num_heads), cos, sin)
+        (q1, q2), (k1, k2) = q.chunk(2, dim=1), k.chunk(2, dim=1)
+        v1, v2 = _heads(v, self.num_heads).chunk(2, dim=1)
+        near = neighborhood.neighborhood_weights(q1, k1, self.bias, self.window, False).to(v.dtype)
+        far = neighborhood.neighborhood_weights(q2, k2, self.bias, self.window, True).to(v.dtype)
+        first = neighborhood.neighborhood_apply(near, v1, self.window, False)
+        second = neighborhood.neighborhood_apply(far, first + v2, self.window, True)
+        y = self.refine(_map(torch.cat([first, second], dim=1)), q, k, near, far)
+        y = (rotary.widen(self.norm(y.to(x.dtype))) + lepe) * gate
+        return self.proj(self.proj_norm(y.to(x.dtype)))
+
+
+class AttentiveSSM(AttentiveMixer):
+    """Attention and a scan whose hidden states go through the same attention ("MASS"); ``[B, H, W, C]`` both ways.
+
+    Arguments as of :class:`AttentiveMixer`.
+    """
+
+    def __init__(
+            self, dim: int, num_heads: int, window: int, device: Any = None, dtype: torch.dtype | None = None,
+    ) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__(dim, num_heads, window, **dd)
+        self.ssm = AttentionSSM(dim, num_heads, window, **dd)
+
+    def refine(self, x: Tensor, q: Tensor, k: Tensor, near: Tensor, far: Tensor) -> Tensor:
+        return self.ssm(x, near, far)
+
+
+class AttentiveGlobal(AttentiveMixer):
+    """Attention in windows, then among all positions with the same queries and keys; ``[B, H, W, C]`` both ways.
+
+    The learned bias between all pairs of positions is for 7 x 7 maps, and resized by bicubic interpolation for others.
+    Arguments as of :class:`AttentiveMixer`.
+    """
+
+    def __init__(
+            self, dim: int, num_heads: int, window: int, device: Any = None, dtype: torch.dtype | None = None,
+    ) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__(dim, num_heads, window, **dd)
+        self.global_bias = nn.Parameter(torch.zeros(1, num_heads, BIAS_SIDE, BIAS_SIDE, **dd))
+
+    @torch.jit.ignore
+    def reset_parameters(self) -> None:
+        """No bias at first."""
+        nn.init.zeros_(self.bias)
+        nn.init.zeros_(self.global_bias)
+
+    def refine(self, x: Tensor, q: Tensor, k: Tensor, near: Tensor, far: Tensor) -> Tensor:
+        _, H, W, _ = x.shape
+        bias = F.interpolate(self.global_bias, size=(H * W, H * W), mode="bicubic", align_corners=False)
+        v = _heads(x, self.num_heads).flatten(2, 3)
+        y = F.scaled_dot_product_attention(
+            q.flatten(2, 3).to(v.dtype), k.flatten(2, 3).to(v.dtype), v, attn_mask=bias.to(v.dtype), scale=1.0)
+        return _map(y.unflatten(2, (H, W)))
