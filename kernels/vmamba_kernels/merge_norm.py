@@ -177,10 +177,6 @@ def merge_norm_bwd_kernel(
         tl.store(dparams_ptr + (tl.num_programs(0) + pid) * D + d, tl.sum(db, 0), mask=d_ok)
 
 
-def _rows_per_block(DP: int) -> int:
-    return max(1, min(16, 2048 // DP))
-
-
 def merge_norm_forward(
     parts: torch.Tensor,
     weight: torch.Tensor | None,
@@ -332,7 +328,9 @@ def _forward(parts, branch, scale, merged, weight, bias, gate, eps, out_dtype) -
     return out
 
 
-def _backward(dout, dsum, merged, scale, weight, bias, gate, eps, dtype) -> tuple[torch.Tensor | None, ...]:
+def _backward(
+    dout, dsum, merged, scale, weight, bias, gate, eps, dtype
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """Gradients to the sum, the scaled branch, the gate, weight and bias."""
     B, L, D = merged.shape
     check_shape("dout", dout, (B, L, D), "(B, L, D)")

@@ -205,7 +205,7 @@ def _published(top1: float, repository: str, file: str, crop_pct: float = 1.0, *
         origin_url="https://github.com/NVlabs/MambaVision", **kwargs)
 
 
-_512 = {"input_size": (3, 512, 512), "pool_size": (16, 16), "crop_pct": 0.93, "crop_mode": "squash"}
+_512: dict[str, Any] = {"input_size": (3, 512, 512), "pool_size": (16, 16), "crop_pct": 0.93, "crop_mode": "squash"}
 
 default_cfgs = generate_default_cfgs({
     "mambavision_tiny.in1k": _published(82.3, "T-1K", "tiny_1k"),

@@ -49,7 +49,7 @@ class ResVMamba(VMamba):
         self.from_stem = residual == "stem"
         dims = [info["num_chs"] for info in self.feature_info]
         used = len(dims) - (2 if self.from_stem else 1)
-        dd = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
+        dd: dict[str, Any] = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
         self.res_proj = nn.ModuleList(
             nn.Linear(dims[i], dims[i + 1], **dd) if i < used else nn.Identity() for i in range(len(dims)))
         self.init_weights(needs_reset=False)
@@ -67,11 +67,11 @@ class ResVMamba(VMamba):
         for stage, project in zip(self.stages, self.res_proj, strict=False):  # pruned models have fewer stages
             i = len(maps)
             if i < count:
-                x = stage.downsample(x)
+                x = stage.downsample(x)  # type: ignore[operator]
                 if not self.from_stem:
                     x = x + shortcut if i > 0 else x
                     shortcut = x
-                x = stage.run_blocks(x)
+                x = stage.run_blocks(x)  # type: ignore[operator]
                 if self.from_stem and i < 3:
                     x = x + shortcut
                 maps.append(x)

@@ -148,8 +148,9 @@ def _autograd(ctx: Any, dtotal: Tensor | None, dy: Tensor | None, *_: Tensor | N
         return dtotal, dbranch, None, None, None, None, None
     dx, dbranch, dweight, dbias = torch.ops.vmamba.add_layer_norm_backward(
         dy, dtotal if ctx.branched else None, total, mean, rstd, scale, weight, bias, ctx.eps, ctx.backend)
-    dbranch = None if not ctx.branched else dx if scale is None else dbranch
-    return dx, dbranch, None, dweight, dbias, None, None
+    if scale is None:
+        dbranch = dx
+    return dx, dbranch if ctx.branched else None, None, dweight, dbias, None, None
 
 
 torch.library.register_autograd("vmamba::add_layer_norm", _autograd, setup_context=_setup_context, lib=LIBRARY)
