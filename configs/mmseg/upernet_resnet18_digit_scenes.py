@@ -1,4 +1,5 @@
 _base_ = "upernet_vmamba_nano_digit_scenes.py"
 model = dict(
     backbone=dict(model_name="resnet18", out_norm=False),
-    decode_head=dict(in_channels=[64, 128, 256, 512]))
+    decode_head=dict(in_channels=[64, 128, 256, 512]),
+    auxiliary_head=dict(in_channels=256))
