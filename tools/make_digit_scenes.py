@@ -7,7 +7,6 @@
 DIR/images/SPLIT/*.png           the scenes, RGB
 DIR/annotations/SPLIT.json       COCO format: boxes, run-length encoded masks, categories 1 to 10 named "0" to "9"
 DIR/labels/SPLIT/*.png           class of each pixel, as mmsegmentation reads it: 0 background, 1 to 10 the digits
-DIR/digits/SPLIT/CLASS/*.png     each digit with what is around it, an image folder for tools/train.py
 DIR/README.txt                   what it is, and the options it was made with
 """
 import argparse
@@ -59,22 +58,17 @@ def annotations(scene: Scene, image_id: int, first_id: int) -> list[dict[str, An
 
 
 def write_split(root: Path, scenes: DigitScenes) -> None:
-    """Writes the images, label maps, COCO annotations and single digits of one split."""
+    """Writes the images, label maps and COCO annotations of one split."""
     images: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
     for folder in ("images", "labels"):
         (root / folder / scenes.split).mkdir(parents=True)
-    crops = root / "digits" / scenes.split
-    for name in CLASSES:
-        (crops / name).mkdir(parents=True)
     for image_id in range(1, len(scenes) + 1):
         scene = scenes[image_id - 1]
         name = f"{image_id:05}.png"
         Image.fromarray(scene.image).save(root / "images" / scenes.split / name)
         Image.fromarray(scene.label_map).save(root / "labels" / scenes.split / name)
         images.append({"id": image_id, "file_name": name, "height": scenes.size, "width": scenes.size})
-        for number, digit in enumerate(scene.digits, start=len(objects) + 1):
-            Image.fromarray(scene.crop(digit)).save(crops / CLASSES[digit.label] / f"{number:05}.png")
         objects += annotations(scene, image_id, len(objects) + 1)
     content = {
         "info": {"description": "Digit scenes: MNIST digits on photographs, composed; not a benchmark"},

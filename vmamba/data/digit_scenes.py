@@ -70,17 +70,6 @@ class Scene:
             labels[digit.mask] = 1 + digit.label
         return labels
 
-    def crop(self, digit: Digit) -> np.ndarray:
-        """The square around one digit, a quarter of the digit wider on all sides, cut at the image's border.
-
-        Returns:
-            [h, w, 3] uint8, RGB.
-        """
-        left, top, width, height = digit.box
-        half = 3 * max(width, height) // 4
-        y, x = top + height // 2, left + width // 2
-        return self.image[max(y - half, 0):y + half, max(x - half, 0):x + half]
-
 
 @cache
 def _photographs(split: str) -> tuple[Image.Image, ...]:
