@@ -10,6 +10,7 @@ BENCHMARK_ARGS ?= --device cpu --batch-size 1 8 --img-size 224 --bench inference
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OPENMMLAB := $(VENV)/.openmmlab
+DETECTOR := runs/openmmlab/mask_rcnn_vmamba_nano_fpn_digit_scenes/epoch_8.pth
 
 .DEFAULT_GOAL := help
 .PHONY: help install openmmlab train train-detection train-segmentation test test-gpu test-openmmlab lint timm-suite benchmark clean
@@ -42,7 +43,10 @@ data/digit_scenes: | $(OPENMMLAB)
 train-detection: $(OPENMMLAB) data/digit_scenes  ## train a small Mask R-CNN on the digit scenes (OPENMMLAB_ARGS="...")
 	$(BIN)/python tools/train_openmmlab.py configs/mmdet/mask_rcnn_vmamba_nano_fpn_digit_scenes.py $(OPENMMLAB_ARGS)
 
-train-segmentation: $(OPENMMLAB) data/digit_scenes  ## train a small UperNet on the digit scenes (OPENMMLAB_ARGS="...")
+$(DETECTOR): | data/digit_scenes
+	$(BIN)/python tools/train_openmmlab.py configs/mmdet/mask_rcnn_vmamba_nano_fpn_digit_scenes.py
+
+train-segmentation: $(OPENMMLAB) $(DETECTOR)  ## train a small UperNet on the digit scenes, from the detector's backbone
 	$(BIN)/python tools/train_openmmlab.py configs/mmseg/upernet_vmamba_nano_digit_scenes.py $(OPENMMLAB_ARGS)
 
 test: $(STAMP)  ## run the tests, then timm's own test suite on our models

@@ -1,4 +1,4 @@
-"""Digit scenes (``tools/make_digit_scenes.py``) with label maps; a short schedule from scratch."""
+"""Digit scenes (``tools/make_digit_scenes.py``) with label maps; a short schedule for a backbone that knows digits."""
 _size = (160, 160)
 _dataset = dict(
     type="BaseSegDataset",
@@ -15,6 +15,7 @@ train_pipeline = [
     dict(type="LoadAnnotations"),
     dict(type="RandomResize", scale=_size, ratio_range=(0.9, 1.3), keep_ratio=True),
     dict(type="RandomCrop", crop_size=_size),
+    dict(type="PhotoMetricDistortion"),
     dict(type="PackSegInputs"),
 ]
 # labels are loaded after Resize: the score is taken at the scenes' own size
@@ -46,15 +47,15 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
-_iters = 3000
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=500)
+_iters = 1500
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=250)
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=5e-4, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
     paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0))))
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=200),
-    dict(type="CosineAnnealingLR", by_epoch=False, begin=200, end=_iters, eta_min=1e-5),
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type="CosineAnnealingLR", by_epoch=False, begin=100, end=_iters, eta_min=1e-5),
 ]
 randomness = dict(seed=0)
