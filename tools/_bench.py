@@ -174,7 +174,7 @@ def environment(device: torch.device) -> dict[str, object]:
     """When, from what and on what a measurement was taken: the columns of `ENVIRONMENT_COLUMNS`."""
     script = Path(sys.argv[0])
     return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%MZ"),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
         "command": shlex.join(["python", f"{script.parent.name}/{script.name}", *sys.argv[1:]]),
         "commit": _commit(),
         "device": device_name(device),

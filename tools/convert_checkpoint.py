@@ -108,9 +108,11 @@ def main(argv: list[str] | None = None) -> int:
         model = build_classifier(
             args.model, num_classes=args.num_classes, weights=state, weights_from=str(args.checkpoint))
         state = model.state_dict()
+    digest = hashlib.sha256()
     with args.checkpoint.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    metadata = {"format": "pt", "source": args.checkpoint.name, "source_sha256": digest, "source_key": key}
+        while block := file.read(1 << 20):
+            digest.update(block)
+    metadata = {"format": "pt", "source": args.checkpoint.name, "source_sha256": digest.hexdigest(), "source_key": key}
     if args.model is not None:
         metadata["architecture"] = args.model
     write(state, metadata, args.output)

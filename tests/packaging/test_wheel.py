@@ -3,12 +3,16 @@
 import shutil
 import subprocess
 import sys
-import tomllib
 import zipfile
 from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # which pytest brings there
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

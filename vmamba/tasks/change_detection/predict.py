@@ -65,14 +65,14 @@ def predict_windows(
     weights = torch.zeros(height, width)
     for top in _starts(height, window, overlap):
         for left in _starts(width, window, overlap):
-            part = (slice(top, top + window), slice(left, left + window))
+            part = (slice(None), slice(top, top + window), slice(left, left + window))
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                logits = model(first[:, *part][None].to(device), second[:, *part][None].to(device))
+                logits = model(first[part][None].to(device), second[part][None].to(device))
             for name, x in logits.items():
                 probability = x[0].float().softmax(0).cpu()
                 blend = _blend(*probability.shape[1:])
-                total.setdefault(name, torch.zeros(x.shape[1], height, width))[:, *part] += blend * probability
-            weights[part] += blend
+                total.setdefault(name, torch.zeros(x.shape[1], height, width))[part] += blend * probability
+            weights[part[1:]] += blend
     return {name: x / weights for name, x in total.items()}
 
 
