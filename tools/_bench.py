@@ -4,7 +4,6 @@ import argparse
 import csv
 import datetime
 import importlib.metadata
-import platform
 import shlex
 import statistics
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from vmamba.env import processor_name
 from vmamba.errors import UserError
 
 ENVIRONMENT_COLUMNS = ("date", "command", "commit", "device", "threads", "torch", "timm", "vmamba")
@@ -162,12 +162,7 @@ def device_name(device: torch.device) -> str:
     """Marketing name of the device, e.g. "NVIDIA H200" or the processor's model name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return processor_name()
 
 
 def environment(device: torch.device) -> dict[str, object]:

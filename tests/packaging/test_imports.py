@@ -29,6 +29,7 @@ ALLOWED = {
         "vmamba.models", "vmamba.layers", "vmamba.ops", "vmamba.scans", "vmamba.data", "vmamba.train", "vmamba.errors",
         "vmamba._timm", "vmamba"},
     "vmamba.openmmlab": {"vmamba.models", "vmamba.data", "vmamba.errors", "vmamba._timm", "vmamba"},
+    "vmamba.env": {"vmamba", "vmamba.ops"},
     "vmamba": {"vmamba.models"},
 }
 SOURCES = sorted([*(ROOT / "vmamba").rglob("*.py"), *(ROOT / "kernels" / "vmamba_kernels").rglob("*.py")])
