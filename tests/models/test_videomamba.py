@@ -268,6 +268,7 @@ def test_tags_of_clips():
     cfg = default_cfgs["videomamba_middle"].cfgs["k400_mask_f64_384"]
     assert cfg.url.endswith("/videomamba_m16_k400_mask_ft_f64_res224to384.pth")
     assert (cfg.num_classes, cfg.input_size) == (400, (3, 384, 384))
+    assert cfg.notes == ("Kinetics-400 top-1 85.0 % (published)",)
     assert len(default_cfgs["videomamba_tiny"].cfgs) == 3 + 12
 
 

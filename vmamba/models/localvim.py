@@ -189,7 +189,8 @@ default_cfgs = generate_default_cfgs({
     "localvim_tiny.in1k": _cfg(
         top1=76.2, origin_url=_ORIGIN, url=f"{_ORIGIN}/releases/download/v1.0.0/local_vim_tiny.ckpt", custom_load=True),
     # the file that the authors link to is that of LocalVMamba-S
-    "localvim_small.in1k": _cfg(top1=81.1, origin_url=_ORIGIN),
+    "localvim_small.in1k": _cfg(
+        origin_url=_ORIGIN, notes=("ImageNet-1K top-1 81.1 % (published)", "weights not released")),
     "localvim_tiny_midcls.in1k": _cfg(
         top1=77.8, origin_url=_ORIGIN, url=f"{_ORIGIN}/releases/download/v1.0.0/local_vim_tiny_middle_cls_token.ckpt",
         custom_load=True),

@@ -155,7 +155,8 @@ _ORIGIN = "https://github.com/hunto/LocalMamba"
 
 default_cfgs = generate_default_cfgs({
     # the authors published the accuracy of the tiny model and have not released its weights
-    "localvmamba_tiny.in1k": _cfg(top1=82.7, origin_url=_ORIGIN),
+    "localvmamba_tiny.in1k": _cfg(
+        origin_url=_ORIGIN, notes=("ImageNet-1K top-1 82.7 % (published)", "weights not released")),
     "localvmamba_small.in1k": _cfg(
         top1=83.7, origin_url=_ORIGIN, url=f"{_ORIGIN}/releases/download/v1.0.0/local_vssm_small.ckpt",
         custom_load=True),

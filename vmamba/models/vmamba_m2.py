@@ -1,8 +1,9 @@
 """VMamba on Mamba-2: scans with one decay rate for each head and 64 states.
 
-Code of the authors of VMamba, https://github.com/MzeroMiko/VMamba (MIT), who never trained it; this implementation is
-our own. Trunk, stem and downsampling are those of VMamba's second release, arXiv:2401.10166; the scan is that of Dao
-and Gu, "Transformers are SSMs", arXiv:2405.21060.
+Papers: Liu et al., "VMamba: Visual State Space Model", NeurIPS 2024, arXiv:2401.10166, for trunk, stem and
+downsampling, which are those of its second release; Dao and Gu, "Transformers are SSMs", ICML 2024, for the scan,
+arXiv:2405.21060. Origin: code of the authors of VMamba, https://github.com/MzeroMiko/VMamba (MIT), who never trained
+it; this implementation is our own.
 """
 from collections.abc import Mapping
 from typing import Any
