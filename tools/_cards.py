@@ -8,7 +8,7 @@ from typing import Any
 
 import _bench
 import timm
-from _counting import Counts, count
+from _counting import count
 from _results import Row, is_ours, read_rows, select
 
 from vmamba._timm import generate_readme
@@ -104,10 +104,6 @@ class Card:
         """The model on the meta device."""
         return timm.create_model(self.name, device="meta", **({"num_frames": self.frames} if self.frames else {}))
 
-    @cached_property
-    def counts(self) -> Counts:
-        return count(self.model, *self.input_shape)
-
     def fields(self) -> dict[str, Any]:
         """What `timm.models.push_to_hf_hub` takes as a model card."""
         license = "apache-2.0" if self.untrained else self.cfg.license
@@ -142,14 +138,9 @@ class Card:
 
     def details(self) -> dict[str, Any]:
         """The section "Model Details"."""
-        counted, (height, width) = self.counts, self.input_shape[-2:]
         found: dict[str, Any] = {
             "Model Type": f"{'Video' if self.frames else 'Image'} classification / feature backbone",
-            "Model Stats": {
-                "Params (M)": f"{counted.params / 1e6:.2f}", "GMACs": f"{counted.macs / 1e9:.2f}",
-                "Activations (M)": f"{counted.activations / 1e6:.1f}", "Image size": f"{height} x {width}",
-                **({"Frames": self.frames} if self.frames else {})},
-            "Papers": [f"{self.cfg.paper_name}: https://arxiv.org/abs/{self.cfg.paper_ids.removeprefix('arXiv:')}"]}
+            "Model Stats": stats(self.model, self.input_shape), "Papers": self.papers()}
         if self.cfg.origin_url:
             found["Original"] = self.cfg.origin_url
         if self.untrained:
@@ -164,14 +155,16 @@ class Card:
         found["Dataset"] = self.dataset
         return found | ({"Pretrain Dataset": "ImageNet-21K"} if "in21k" in self.tag.split("_") else {})
 
+    def papers(self) -> list[str]:
+        return [f"{self.cfg.paper_name}: https://arxiv.org/abs/{self.cfg.paper_ids.removeprefix('arXiv:')}"]
+
     def usage(self) -> str:
         """The section "Model Usage": three blocks that run one after the other."""
-        blocks = ["Clip classification", self.clip(), "Feature map extraction", self.features(), "Clip embeddings",
-                  self.embeddings()] if self.frames else [
-                  "Image classification", self.image(), "Feature map extraction", self.features(), "Image embeddings",
-                  self.embeddings()]
-        return "\n\n".join(f"### {title}\n\n```python\n{code}\n```" for title, code in zip(
-            blocks[::2], blocks[1::2], strict=True))
+        kind = "Clip" if self.frames else "Image"
+        classify = self.clip() if self.frames else image_classification(self.create(), self.cfg.num_classes)
+        blocks = {f"{kind} classification": classify, "Feature map extraction": self.features(),
+                  f"{kind} embeddings": self.embeddings()}
+        return "\n\n".join(f"### {title}\n\n```python\n{code}\n```" for title, code in blocks.items())
 
     def create(self, *arguments: str) -> str:
         """The call that builds the model."""
@@ -183,21 +176,6 @@ class Card:
         line = ", ".join([f'model = timm.create_model("{self.name}"', *given]) + ").eval()"
         return line if len(line) <= 110 else (
             f'model = timm.create_model(\n    "{self.name}", ' + ", ".join(given) + ").eval()")
-
-    def image(self) -> str:
-        return f'''import timm
-import torch
-import vmamba  # registers the models
-from PIL import Image
-
-{self.create()}
-config = timm.data.resolve_model_data_config(model)     # size, crop, mean and standard deviation
-transform = timm.data.create_transform(**config, is_training=False)
-
-x = transform(Image.open("photo.jpg").convert("RGB")).unsqueeze(0)
-with torch.inference_mode():
-    logits = model(x)                                   # [1, {self.cfg.num_classes}]
-probabilities, classes = logits.softmax(dim=1).topk(5)'''
 
     def clip(self) -> str:
         _, channels, frames, height, width = self.input_shape
@@ -264,6 +242,42 @@ with torch.inference_mode():
     def citation(self) -> str:
         """The paper, its numbers linked."""
         return re.sub(r"arXiv:([\d.]+\d)", r"[arXiv:\1](https://arxiv.org/abs/\1)", self.paper) + "."
+
+
+def stats(model: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+    """What "Model Details" say of size and work.
+
+    Args:
+        model: on the meta device.
+        shape: [1, C, H, W] of an image, or [1, C, T, H, W] of a clip.
+    """
+    counted = count(model, *shape)
+    return {"Params (M)": f"{counted.params / 1e6:.2f}", "GMACs": f"{counted.macs / 1e9:.2f}",
+            "Activations (M)": f"{counted.activations / 1e6:.1f}", "Image size": f"{shape[-2]} x {shape[-1]}",
+            **({"Frames": shape[2]} if len(shape) == 5 else {})}
+
+
+def image_classification(create: str, classes: int, mode: str = "RGB") -> str:
+    """Code that names the most probable classes of a photograph.
+
+    Args:
+        create: the line that builds the model.
+        classes: of the model.
+        mode: of the images, as Pillow calls it.
+    """
+    return f'''import timm
+import torch
+import vmamba  # registers the models
+from PIL import Image
+
+{create}
+config = timm.data.resolve_model_data_config(model)     # size, crop, mean and standard deviation
+transform = timm.data.create_transform(**config, is_training=False)
+
+x = transform(Image.open("photo.jpg").convert("{mode}")).unsqueeze(0)
+with torch.inference_mode():
+    logits = model(x)                                   # [1, {classes}]
+probabilities, classes = logits.softmax(dim=1).topk({min(5, classes)})'''
 
 
 def speed_row(row: Row) -> dict[str, str]:

@@ -172,6 +172,9 @@ def load_classifier(args: argparse.Namespace) -> tuple[Any, Description]:
     ).eval()
     config = data_config_for(model, args, known)
     if known is None:
-        known = Description(name, model.num_classes, config["input_size"][0], model_args)
+        names = model.pretrained_cfg.get("label_names")     # of a folder or repository made by push_to_hub.py
+        known = Description(
+            name, model.num_classes, config["input_size"][0], model_args,
+            list(names) if isinstance(names, (list, tuple)) and len(names) == model.num_classes else [])
     known.data_config = config
     return model, known
