@@ -20,11 +20,16 @@ SETTING = ("device", "bench", "model", "scan", "op", "backend", "batch_size", "i
 
 def read_rows(name: str) -> list[Row]:
     """Rows of `benchmarks/<name>.csv`, the newest of each setting, in the order of the file; none without the file."""
+    return newest(read_table(name))
+
+
+def read_table(name: str) -> list[Row]:
+    """All rows of `benchmarks/<name>.csv`; none without the file."""
     path = ROOT / "benchmarks" / f"{name}.csv"
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return newest(csv.DictReader(file))
+        return list(csv.DictReader(file))
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:

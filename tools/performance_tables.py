@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write the performance tables of the documentation from the CSV files in benchmarks/.
 
-    python tools/performance_tables.py            # README.md and docs/performance.md
+    python tools/performance_tables.py            # README.md, docs/performance.md and docs/packaging.md
     python tools/performance_tables.py --check    # exit code 1 where they are not what the CSV files say
 
 A table stands between `<!-- performance: NAME -->` and `<!-- performance end -->`, and shows the newest row of each
@@ -14,11 +14,11 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 
 import _bench
-from _results import ROOT, Row, is_ours, published_top1, read_rows, select, several_sizes, side
+from _results import ROOT, Row, is_ours, published_top1, read_rows, read_table, select, several_sizes, side
 
 from vmamba.errors import UserError, tool
 
-DOCUMENTS = ("README.md", "docs/performance.md")
+DOCUMENTS = ("README.md", "docs/performance.md", "docs/packaging.md")
 FILES = ("models_gpu", "scans_gpu", "models_cpu", "operators_cpu")  # in benchmarks/
 PICTURES = {  # in docs/images
     "performance_accuracy.png": "speed against published accuracy",
@@ -163,6 +163,20 @@ def runs() -> str:
     return _bench.markdown_table(("run", *RUN_COLUMNS), lines) if lines else "Not measured yet."
 
 
+def tested_versions() -> str:
+    """What tools/test_matrix.py found, the newest of each pair of Python and PyTorch."""
+    pairs: dict[tuple[str, ...], Row] = {}
+    for row in sorted(read_table("test_matrix"), key=lambda row: row["date"]):
+        pairs[row["python"].rpartition(".")[0], row["torch"] or row["asked"]] = row
+    lines = [{
+        "Python": row["python"], "PyTorch": row["torch"] or row["asked"],
+        **{name: row[name] for name in ("torchvision", "timm", "numpy", "triton")},
+        "result": row["result"], "tests": f"{row['passed']} passed, {row['failed']} failed" if row["passed"] else "",
+        "date": row["date"][:10]} for _, row in sorted(pairs.items(), key=lambda item: [
+            [int(part) for part in re.findall(r"\d+", version)] for version in item[0]])]
+    return _bench.markdown_table(list(lines[0]), lines) if lines else "Not tried yet."
+
+
 def pictures() -> str:
     """The plots that tools/plot_performance.py has drawn."""
     drawn = [name for name in PICTURES if (ROOT / "docs" / "images" / name).is_file()]
@@ -171,7 +185,7 @@ def pictures() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "overview": overview, "latency": latency, "scans": scans, "cpu": cpu, "operators": operators, "runs": runs,
-    "pictures": pictures,
+    "pictures": pictures, "tested versions": tested_versions,
     "inference": lambda: throughput("inference"), "training": lambda: throughput("train"),
     "inference by size": lambda: resolution("inference", speed),
     "training by size": lambda: resolution("train", speed),

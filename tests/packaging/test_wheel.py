@@ -77,7 +77,8 @@ def test_sdist_holds_the_two_packages_and_no_tests(sdist):
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames() if not archive.getmember(name).isdir()}
     own = {name for name in held if ".egg-info/" not in name}
-    assert own == {*packaged().values(), "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "PKG-INFO", "setup.cfg"}
+    about = {"pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "PKG-INFO", "setup.cfg"}
+    assert own == {*packaged().values(), *about}
 
 
 def test_installed_wheel_works_without_the_extras(wheel_file, tmp_path):
