@@ -16,9 +16,10 @@ import vmamba  # noqa: F401
 
 NAMES = list(configurations())
 LICENCES = {"mit", "apache-2.0", "cc-by-nc-sa-4.0", "other"}
-# all small models; weights that timm downloads, of a model of clips, and weights to be downloaded by hand
-EXAMPLES = [*(name for name in NAMES if name.startswith("test_")), "videomamba_tiny.k400_f8",
-            "efficientvmamba_tiny.in1k"]
+SMALL = [name for name in NAMES if name.startswith("test_")]
+# weights that timm downloads, weights to be downloaded by hand, clips: and a small model to run in their place
+STAND_INS = {"vim_tiny_patch16_224.in1k": "test_vim", "efficientvmamba_tiny.in1k": "test_efficientvmamba",
+             "videomamba_tiny.k400_f8": "test_videomamba"}
 
 
 def card_text(name):
@@ -98,29 +99,54 @@ def test_configurations_without_weights_say_so():
     assert 'pretrained_cfg_overlay=dict(file="' in card_text("mlla_tiny.in1k")
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_usage_runs(name, tmp_path, monkeypatch):
-    """The three blocks one after the other, without the download; what comments say of shapes is so."""
+def code_blocks(name):
+    return [compile(code, f"{name}, block {i}", "exec") for i, code in enumerate(code_texts(name), start=1)]
+
+
+def code_texts(name):
+    return re.findall(r"```python\n(.*?)```", card_text(name), re.DOTALL)
+
+
+@pytest.fixture
+def photo(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (300, 260), "olive").save("photo.jpg")
-    create_model = timm.create_model
 
-    def without_download(*args, pretrained=False, pretrained_cfg_overlay=None, **kwargs):
-        assert (pretrained, pretrained_cfg_overlay is not None) == {
-            "download": (True, False), "by hand": (True, True)}.get(Card(name).weights, (False, False))
-        return create_model(*args, **kwargs)
+
+@pytest.mark.parametrize("name", SMALL)
+def test_usage_runs(name, photo):
+    """The three blocks one after the other; what comments say of shapes is so."""
+    space = {}
+    texts, (first, second, third) = code_texts(name), code_blocks(name)
+    exec(first, space)
+    assert f"# {list(space['logits'].shape)}" in texts[0]
+    assert space["classes"].shape == (1, 5)
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(second, space)
+    assert [list(y.shape) for y in space["maps"]] == expected_maps(texts[1], space["x"].shape)
+    exec(third, space)
+    assert f"# {list(space['embedding'].shape)}" in texts[2]
+
+
+@pytest.mark.parametrize("name", STAND_INS)
+def test_usage_of_weights_and_clips_runs(name, photo, monkeypatch):
+    """The first block, with a small model in place of the large one and its download."""
+    card, create_model = Card(name), timm.create_model
+
+    def without_download(asked, pretrained, pretrained_cfg_overlay=None, **arguments):
+        assert (asked, pretrained) == (name, True)
+        assert (pretrained_cfg_overlay is not None) == (card.weights == "by hand")
+        return create_model(STAND_INS[name], num_classes=card.cfg.num_classes, **arguments)
 
     monkeypatch.setattr(timm, "create_model", without_download)
     space = {}
-    first, second, third = re.findall(r"```python\n(.*?)```", card_text(name), re.DOTALL)
-    exec(compile(first, f"{name}, classification", "exec"), space)
-    assert f"# {list(space['logits'].shape)}" in first
-    assert space["classes"].shape == (1, 5)
-    with contextlib.redirect_stdout(io.StringIO()):
-        exec(compile(second, f"{name}, maps", "exec"), space)
-    assert [list(y.shape) for y in space["maps"]] == expected_maps(second, space["x"].shape)
-    exec(compile(third, f"{name}, embeddings", "exec"), space)
-    assert f"# {list(space['embedding'].shape)}" in third
+    exec(code_blocks(name)[0], space)
+    assert f"# {list(space['logits'].shape)}" in code_texts(name)[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_usage_is_python(name):
+    assert len(code_blocks(name)) == 3
 
 
 def expected_maps(code, shape):
