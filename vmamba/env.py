@@ -97,7 +97,7 @@ def _try_scan(device: str, backend: str) -> str:
         return torch.ones(shape, device=device)
 
     try:
-        y = selective_scan(
+        y: Any = selective_scan(
             ones(1, 2, 3), ones(1, 2, 3), -ones(2, 1), ones(1, 1, 3), ones(1, 1, 3), backend=backend)
         return "runs" if bool(y.isfinite().all()) else "gives values that are not finite"
     except Exception as error:  # whatever is wrong with the installation is what a bug report is about
