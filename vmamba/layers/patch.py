@@ -95,8 +95,9 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, H, W, C = x.shape
         rows, columns = (H + 1) // 2, (W + 1) // 2
-        # rows of W * C values: the gradient of padding four axes has other strides than compilers trace
-        x = F.pad(x.reshape(B, H, W * C), (0, C * (2 * columns - W), 0, 2 * rows - H))
+        # with symbolic sizes torch 2.11 traces the gradient of this with other strides than it has (training compiled
+        # with dynamic=True fails); torch.cat with zeros traces, and cannot be exported for dynamic sizes
+        x = F.pad(x, (0, 0, 0, 2 * columns - W, 0, 2 * rows - H))
         # neighbours in the order (0, 0), (1, 0), (0, 1), (1, 1) of (row, column)
         x = x.reshape(B, rows, 2, columns, 2, C).permute(0, 1, 3, 4, 2, 5).reshape(B, rows, columns, 4 * C)
         return self.reduction(self.norm(x))
