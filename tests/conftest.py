@@ -44,6 +44,16 @@ def _seed():
 
 
 @pytest.fixture(autouse=True)
+def _own_orders(monkeypatch):
+    """Scan orders that a test registers are forgotten after it."""
+    # not at the top: Triton is imported with it, and reads the variable set above
+    from vmamba.scans import registry
+
+    for name in ("_SCANS", "_ALIASES", "_NUMBERED"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+
+
+@pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
     """Fail a test that reaches beyond this machine, naming the address; torch.distributed may use local sockets."""
     connect = socket.socket.connect

@@ -12,14 +12,6 @@ from vmamba.scans import (
     scan_order,
     scan_tokens,
 )
-from vmamba.scans.registry import _ALIASES, _NUMBERED, _SCANS
-
-
-@pytest.fixture
-def own_registry(monkeypatch):
-    """Registrations that end with the test."""
-    for name, entries in (("_SCANS", _SCANS), ("_ALIASES", _ALIASES), ("_NUMBERED", _NUMBERED)):
-        monkeypatch.setattr(f"vmamba.scans.registry.{name}", dict(entries))
 
 
 def test_tables_are_cached():
@@ -76,7 +68,7 @@ def test_names_that_end_in_4_have_four_different_directions(name):
         assert order.num_directions == len({tuple(row.tolist()) for row in order.index}) == 4, size
 
 
-def test_a_walk_is_a_function_of_height_and_width(own_registry):
+def test_a_walk_is_a_function_of_height_and_width():
     @register_path("odd_then_even", four=True)
     def _odd_then_even(height, width):
         walk = torch.arange(height * width)
@@ -88,7 +80,7 @@ def test_a_walk_is_a_function_of_height_and_width(own_registry):
     assert {"odd_then_even", "odd_then_even4"} <= set(list_scans())
 
 
-def test_a_numbered_walk_and_an_alias(own_registry):
+def test_a_numbered_walk_and_an_alias():
     @register_numbered_path("skip", length=lambda height, width, number: height * width - number)
     def _skip(height, width, number):
         return torch.arange(number, height * width)
@@ -98,7 +90,7 @@ def test_a_numbered_walk_and_an_alias(own_registry):
     assert not scan_order("skips", (2, 2)).covers
 
 
-def test_a_table_of_another_length_than_registered_is_refused(own_registry):
+def test_a_table_of_another_length_than_registered_is_refused():
     def build(height, width, directions):
         return torch.full((1, height * width + 2), -1, dtype=torch.int32)
 
@@ -109,7 +101,7 @@ def test_a_table_of_another_length_than_registered_is_refused(own_registry):
     assert scan_order("padded", (2, 3)).length == 8
 
 
-def test_an_order_can_be_replaced(own_registry):
+def test_an_order_can_be_replaced():
     for walk in ([0, 1, 2], [2, 0, 1]):
         register_path("mine")(lambda height, width, walk=walk: torch.tensor(walk))
         assert scan_order("mine", (1, 3)).index.tolist() == [walk]
