@@ -34,7 +34,7 @@ def test_mixer_weighs_each_direction_by_its_own_mean():
     mixer = LocalSS2D(16, "h+v_flip+w2+w2_flip", d_state=3).double()
     x = torch.randn(2, 3, 5, 16, dtype=torch.float64)
     u, z = mixer.in_proj(x).chunk(2, dim=-1)
-    u = F.silu(mixer.conv(u)).flatten(1, 2)
+    u = mixer.conv(u).flatten(1, 2)
     proj = mixer.x_proj(u).unflatten(-1, (4, -1))
     parts = ss2d_scan(
         u, proj, mixer.dt_weight, mixer.dt_bias, mixer.A_log, mixer.D, scan_order(mixer.scan, (3, 5)), merge=None,

@@ -44,7 +44,7 @@ def test_the_order_is_the_one_that_is_walked():
     x = torch.randn(2, 5, 6, 8)
 
     def run(order):
-        tokens = mixer.act(mixer.conv(mixer.in_proj(x))).flatten(1, 2)
+        tokens = mixer.conv(mixer.in_proj(x)).flatten(1, 2)
         proj = mixer.x_proj(tokens).view(2, 30, 4, -1)
         y = ss2d_scan(
             tokens, proj, mixer.dt_weight, mixer.dt_bias, mixer.A_log, mixer.D, scan_order(order, (5, 6)),
