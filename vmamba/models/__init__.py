@@ -8,7 +8,7 @@ from . import (
     mlla,
     msvmamba,
     plainmamba,
-    resvmamba,
+    res_vmamba,
     rsmamba,
     spatial_mamba,
     videomamba,
@@ -20,4 +20,4 @@ from . import (
 
 __all__ = [
     "a2mamba", "efficientvmamba", "localvim", "localvmamba", "mambavision", "mlla", "msvmamba", "plainmamba",
-    "resvmamba", "rsmamba", "spatial_mamba", "videomamba", "vim", "vmamba", "vmamba_m2", "vssd"]
+    "res_vmamba", "rsmamba", "spatial_mamba", "videomamba", "vim", "vmamba", "vmamba_m2", "vssd"]
