@@ -94,6 +94,31 @@ def ss2d_norm_backward(
     return *scan, norm.weight, norm.bias, norm.gate
 
 
+def ssd_fits(x: Tensor, B: Tensor) -> bool:
+    """Whether the kernels of ``ssd_scan`` take heads of so many channels and states."""
+    from vmamba_kernels.state_shapes import ssd_fits
+    return ssd_fits(x.shape[-1], B.shape[-1])
+
+
+def ssd_forward(
+        x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None,
+        dt_softplus: bool, initial_state: Tensor | None, causal: bool,
+) -> tuple[Tensor, Tensor]:
+    """As ``_torch_ssd.forward``."""
+    import vmamba_kernels
+    return vmamba_kernels.ssd_forward(x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, causal)
+
+
+def ssd_backward(
+        dy: Tensor, dlast: Tensor | None, last: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
+        D: Tensor | None, dt_bias: Tensor | None, dt_softplus: bool, initial_state: Tensor | None, causal: bool,
+) -> tuple[Tensor | None, ...]:
+    """As ``_torch_ssd.backward``, in the dtypes of the arguments."""
+    import vmamba_kernels
+    return tuple(vmamba_kernels.ssd_backward(
+        dy, x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, causal, last_state=last, dlast_state=dlast))
+
+
 def add_norm_forward(
         x: Tensor, branch: Tensor | None, scale: Tensor | None, weight: Tensor, bias: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor]:

@@ -68,3 +68,25 @@ def selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus
     if z is not None:
         y = y * F.silu(z.double())
     return y, h
+
+
+def ssd_reference(x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, causal):
+    """Output [B, L, H, P] and last state [B, H, P, N] of Mamba-2's scan, in float64; B and C [B, L, G, N]."""
+    x, dt, A, B, C = (t.double() for t in (x, dt, A, B, C))
+    if dt_bias is not None:
+        dt = dt + dt_bias.double()
+    if dt_softplus:
+        dt = F.softplus(dt, threshold=40)
+    B, C = (t.repeat_interleave(x.shape[2] // B.shape[2], 2) for t in (B, C))
+    drive = torch.einsum("blh,blhp,blhn->blhpn", dt, x, B)
+    h = torch.zeros_like(drive[:, 0]) if initial_state is None else initial_state.double()
+    states = []
+    for t in range(x.shape[1]):
+        h = (torch.exp(dt[:, t] * A)[..., None, None] * h if causal else h) + drive[:, t] * (
+            1 if causal else -A[:, None, None])
+        states.append(h)
+    states = torch.stack(states, 1) if causal else h[:, None].expand_as(drive)
+    y = torch.einsum("blhpn,blhn->blhp", states, C)
+    if D is not None:
+        y = y + x * (D.double() if D.dim() == 2 else D.double()[:, None])
+    return y, h
