@@ -6,14 +6,12 @@ r"""Parameters, FLOPs and latency of detectors and segmentors, at the sizes pape
     python tools/openmmlab_flops.py A.py B.py --shape 512 512 --device cuda --results-file results.csv
 
 Default size: 800 x 1280 (height x width) for mmdet, 512 x 2048 for mmseg. FLOPs are counted as the papers do, a
-multiply-add as one: matrix products and convolutions by torch.utils.flop_counter, and a selective scan as
-9 B L D N + B L D for L tokens, D channels (of all directions) and N states, the rule of VMamba's authors
-(arXiv:2401.10166). Norms, activations and interpolation are not counted. The weights and the image are random; a
-two-stage detector works on the proposals that it makes of them.
+multiply-add as one: matrix products, convolutions and scans by torch.utils.flop_counter, which knows the scans from
+vmamba.ops. Norms, activations and interpolation are not counted. The weights and the image are random; a two-stage
+detector works on the proposals that it makes of them.
 """
 import argparse
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import _bench
@@ -26,32 +24,6 @@ from vmamba.errors import UserError, require, tool
 
 SIZES = {"mmdet": (800, 1280), "mmseg": (512, 2048)}
 COLUMNS = ("model", "task", "size", "params_m", "gflops", "median_ms", "p20_ms", "p80_ms", "time_ratio", "num_iter")
-
-
-def scan_flops(batch: int, tokens: int, channels: int, states: int) -> int:
-    """Operations of a selective scan, twice: the counter sees two where papers see one multiply-add."""
-    return 2 * batch * tokens * channels * (9 * states + 1)
-
-
-def ss2d_flops(x: tuple[int, ...], proj: tuple[int, ...], dt_weight: Any, dt_bias: Any, A_log: tuple[int, ...],
-               *_: Any, **__: Any) -> int:
-    """Of `ss2d_scan` and `ss2d_scan_norm`: scans of all directions, and delta's projection by dt_weight [K, D, R]."""
-    directions, channels, rank = dt_weight
-    batch, tokens = x[:2]
-    return (scan_flops(batch, tokens, directions * channels, A_log[-1])
-            + 2 * batch * tokens * directions * channels * rank)
-
-
-def selective_scan_flops(u: tuple[int, ...], delta: Any, A: tuple[int, ...], *_: Any, **__: Any) -> int:
-    """Of `selective_scan`: u [B, D, L], A [D, N]."""
-    batch, channels, tokens = u
-    return scan_flops(batch, tokens, channels, A[-1])
-
-
-def formulas() -> dict[Any, Callable[..., int]]:
-    """The counter's formulas for the suite's operators."""
-    ops = torch.ops.vmamba
-    return {ops.selective_scan: selective_scan_flops, ops.ss2d_scan: ss2d_flops, ops.ss2d_scan_norm: ss2d_flops}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -103,7 +75,7 @@ class Candidate:
 
     def gflops(self) -> float:
         """Billions of multiply-adds of a forward pass."""
-        with FlopCounterMode(display=False, custom_mapping=formulas()) as counter:
+        with FlopCounterMode(display=False) as counter:
             self()
         return counter.get_total_flops() / 2e9
 

@@ -13,13 +13,11 @@ import numpy as np
 import openmmlab_flops
 import predict_openmmlab
 import pytest
-import timm
 import torch
 import train_openmmlab
 from mmengine.config import Config
 from PIL import Image
 from pycocotools import mask as mask_tools
-from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[2]
 MASK_RCNN = ROOT / "configs" / "mmdet" / "mask_rcnn_vmamba_nano_fpn_digit_scenes.py"
@@ -197,18 +195,6 @@ def test_two_processes(data, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(r"Iter\(val\).*mIoU", done.stdout)
     assert "Distributed training: True" in done.stdout + done.stderr
-
-
-def counted(model, *inputs):
-    with FlopCounterMode(display=False, custom_mapping=openmmlab_flops.formulas()) as counter, torch.no_grad():
-        model(*inputs)
-    return counter.get_total_flops() / 2e9
-
-
-def test_flops_are_the_published_ones():
-    """VMamba-T at 224 x 224: 4.91 G by the authors' counter, which counts norms too."""
-    model = timm.create_model("vmamba_tiny_s1l8", device="meta").eval()
-    assert counted(model, torch.zeros(1, 3, 224, 224, device="meta")) == pytest.approx(4.906, rel=0.02)
 
 
 def test_flops_tool(tmp_path, capsys):

@@ -1,4 +1,5 @@
 """Operators: one signature each, a plain torch path and (for CUDA) a Triton path; the scans also have a reference."""
+from . import _flops  # noqa: F401  (tells torch what the scans count)
 from .add_layer_norm import add_layer_norm
 from .depthwise_conv_silu import depthwise_conv_silu
 from .gelu_linear import gelu_linear
