@@ -45,6 +45,7 @@ def count(model: nn.Module, *shape: int) -> Counts:
 
     formulas = {operator: noting(formula) for operator, formula in flop_registry.items()}
     with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
-        model.eval()(torch.empty(shape, device="meta"))
+        # the counter follows modules by hooks on gradients, which parameters that are handed to modules would get
+        model.eval().requires_grad_(False)(torch.empty(shape, device="meta"))
     params = sum(parameter.numel() for parameter in model.parameters())
     return Counts(params, counter.get_total_flops() // 2, sum(written))
