@@ -7,7 +7,7 @@ which the heads of a group share.
 import triton
 import triton.language as tl
 
-from ._ssd_tiles import decays, dot, load_bias, load_steps, load_tile, state_offsets
+from ._ssd_tiles import decays, dot, load_bias, load_steps, load_tile, logarithms, state_offsets
 
 
 @triton.jit(do_not_specialize=["L", "tiles"])
@@ -82,8 +82,7 @@ def ssd_backward_kernel(
     if CAUSAL:
         c = load_tile(c_ptr + b * c_sb + h // HEADS * c_sg, at, c_st, valid, n, N)
         state = tl.load(states_ptr + at_state + offset, mask=inside, other=0.0)
-        total = tl.cumsum(step * rate, 0)
-        end = tl.sum(step * rate, 0)
+        total, end = logarithms(step, rate, T)
         r = tl.exp(total) * tl.sum(dy.to(tl.float32) * dot(c, tl.trans(state), PRECISION, FAST), 1)
         around = tl.exp(end) * tl.sum(tl.sum(state.to(tl.float32) * dstate.to(tl.float32), 1), 0)
         dinput *= tl.exp(end - total)[:, None]
@@ -93,7 +92,9 @@ def ssd_backward_kernel(
         pairs = tl.where(t[:, None] == t[None, :], 0.0, pairs)
         r += tl.sum(pairs, 1) - tl.sum(pairs, 0)
         dinput += dot(tl.trans(weights), dy, PRECISION, FAST)
-        dlog = tl.cumsum(r, 0, reverse=True) + (tl.cumsum(q, 0) - q) + around
+        # not a cumulative sum less q: where decays are strong, what is left of that difference is rounding
+        before = tl.sum(tl.where(t[:, None] > t[None, :], q[None, :], 0.0), 1)
+        dlog = tl.cumsum(r, 0, reverse=True) + before + around
         given = step
         dstep = dlog * rate + tl.sum(x.to(tl.float32) * dinput, 1)
         drate = dlog * step
@@ -185,8 +186,7 @@ def ssd_group_kernel(
         state = tl.load(states_ptr + at_state + offset, mask=inside, other=0.0)
         dstate = tl.load(dstates_ptr + at_state + offset, mask=inside, other=0.0)
         if CAUSAL:
-            total = tl.cumsum(step * rate, 0)
-            end = tl.sum(step * rate, 0)
+            total, end = logarithms(step, rate, T)
             dproducts += dot(dy, tl.trans(x), PRECISION, FAST) * decays(total, T) * step[None, :]
             dc += dot(dy, state, PRECISION, FAST) * tl.exp(total)[:, None]
             db += dot(x, dstate, PRECISION, FAST) * (step * tl.exp(end - total))[:, None]

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ._ssd_tiles import decays, dot, load_bias, load_steps, load_tile, state_offsets
+from ._ssd_tiles import decays, dot, load_bias, load_steps, load_tile, logarithms, state_offsets
 
 
 @triton.jit(do_not_specialize=["L", "segments", "segment"])
@@ -79,8 +79,7 @@ def ssd_forward_kernel(
         if CAUSAL:
             m = load_tile(b_ptr, at, b_st, valid, n, N)
             step, _ = load_steps(dt_ptr, at, dt_st, valid, bias, SOFTPLUS)
-            total = tl.cumsum(step * rate, 0)
-            end = tl.sum(step * rate, 0)
+            total, end = logarithms(step, rate, T)
             weights = dot(c, tl.trans(m), PRECISION, FAST) * decays(total, T) * step[None, :]
             y = y * tl.exp(total)[:, None] + dot(weights, x, PRECISION, FAST)
             drive = x.to(tl.float32) * (step * tl.exp(end - total))[:, None]
@@ -165,8 +164,7 @@ def ssd_states_kernel(
         m = load_tile(b_ptr, at, b_st, valid, n, N)
         step, _ = load_steps(dt_ptr, at, dt_st, valid, bias, SOFTPLUS)
         if CAUSAL:
-            total = tl.cumsum(step * rate, 0)
-            whole = tl.sum(step * rate, 0)
+            total, whole = logarithms(step, rate, T)
             weight = tl.exp(total) if REVERSE else step * tl.exp(whole - total)
             state = state * tl.exp(whole)
             decay += whole

@@ -52,6 +52,13 @@ def load_bias(bias_ptr, h, GIVEN: tl.constexpr):
 
 
 @triton.jit
+def logarithms(step, rate, T: tl.constexpr):
+    """Logarithm of the decay up to each step of a tile, [T], and of the whole tile: the last of them, bit for bit."""
+    total = tl.cumsum(step * rate, 0)
+    return total, tl.sum(tl.where(tl.arange(0, T) == T - 1, total, 0.0), 0)
+
+
+@triton.jit
 def decays(total, T: tl.constexpr):
     """Decay from the end of step s to that of step t, [t, s], from sums of logarithms; 0 where t < s."""
     t = tl.arange(0, T)

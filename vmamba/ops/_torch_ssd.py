@@ -203,11 +203,12 @@ def _causal_backward(
     dinput = torch.einsum("bcgkts,bctgkp->bcsgkp", products * walk.within, given)
     dinput = dinput + torch.einsum("bcsgn,bcgkpn,bcgks->bcsgkp", chunks.B, dstates_out, walk.left)
 
-    M = pairs * products
+    M = (pairs * products).tril(-1)
     through = torch.einsum("bctgkn,bctgn->bcgkt", dC_, chunks.C) + M.sum(-1) - M.sum(-2)
-    before = torch.einsum("bcsgkn,bcsgn->bcgks", dB_, chunks.B)
+    after = torch.einsum("bcsgkn,bcsgn->bcgks", dB_, chunks.B)
+    before = F.pad(after, (1, -1)).cumsum(-1)  # a sum less its last term would be rounding where decays are strong
     around = (states_in * dstates_out).sum((-1, -2)) * grown[..., -1]
-    dlogs = through.flip(-1).cumsum(-1).flip(-1) + before.cumsum(-1) - before + around.unsqueeze(-1)
+    dlogs = through.flip(-1).cumsum(-1).flip(-1) + before + around.unsqueeze(-1)
 
     dC = dC_.sum(4) + torch.einsum("bcgkts,bcsgn->bctgn", pairs, chunks.B)
     dB = dB_.sum(4) + torch.einsum("bcgkts,bctgn->bcsgn", pairs, chunks.C)

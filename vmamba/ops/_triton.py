@@ -141,6 +141,32 @@ def add_norm_backward(
     return got.x.view(total.shape), branch, got.weight, got.bias
 
 
+def weights_forward(q: Tensor, k: Tensor, bias: Tensor, window: int, dilated: bool) -> Tensor:
+    """As ``_torch_neighborhood.weights_forward``."""
+    import vmamba_kernels
+    return vmamba_kernels.neighborhood_weights_forward(q, k, bias, window, dilated)
+
+
+def weights_backward(
+        dweights: Tensor, weights: Tensor, q: Tensor, k: Tensor, window: int, dilated: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``_torch_neighborhood.weights_backward``."""
+    import vmamba_kernels
+    return vmamba_kernels.neighborhood_weights_backward(dweights, weights, q, k, window, dilated)
+
+
+def apply_forward(weights: Tensor, v: Tensor, window: int, dilated: bool) -> Tensor:
+    """As ``_torch_neighborhood.apply_forward``."""
+    import vmamba_kernels
+    return vmamba_kernels.neighborhood_apply_forward(weights, v, window, dilated)
+
+
+def apply_backward(dy: Tensor, weights: Tensor, v: Tensor, window: int, dilated: bool) -> tuple[Tensor, Tensor]:
+    """As ``_torch_neighborhood.apply_backward``."""
+    import vmamba_kernels
+    return vmamba_kernels.neighborhood_apply_backward(dy, weights, v, window, dilated)
+
+
 def depthwise_conv_silu_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     import vmamba_kernels
     return vmamba_kernels.depthwise_conv_silu_forward(x, weight, bias)
