@@ -124,8 +124,8 @@ def scores_backward_kernel(
     """Gradients to the scores before the softmax, and to q."""
     b, h, w, n = place_of_program(H, W, heads, Q)
     d, j = tl.arange(0, BD), tl.arange(0, J)
-    _, row_group, row_length, row_start = axis(h, H, row_dilation, K)
-    _, group, length, start = axis(w, W, dilation, K)
+    _row_rank, row_group, row_length, row_start = axis(h, H, row_dilation, K)
+    _rank, group, length, start = axis(w, W, dilation, K)
     k_ptr += b * k_sb + n * k_sn
     token = ((b * H + h) * W + w) * heads + n
     inside = (w < W)[:, None] & (j < K)[None, :]
@@ -140,7 +140,7 @@ def scores_backward_kernel(
         p = tl.load(weights_ptr + at, mask=inside, other=0.0).to(tl.float32)
         ds = p * (tl.load(dweights_ptr + at, mask=inside, other=0.0).to(tl.float32) - total[:, None])
         tl.store(dscores_ptr + at, ds.to(dscores_ptr.dtype.element_ty), mask=inside)
-        row, columns, _, _, valid = neighbours(
+        row, columns, _their_row, _theirs, valid = neighbours(
             row_start, row_group, row_length, i, start, group, length, row_dilation, dilation, w, W, K, J)
         dq += tl.sum(ds[:, :, None] * load_vectors(k_ptr, row, columns, valid, W, k_st, d, D), 1)
     at = token[:, None] * D + d[None, :]
@@ -165,8 +165,8 @@ def gather_kernel(
     """Sums over windows, or their gradient to the weights."""
     b, h, w, n = place_of_program(H, W, heads, Q)
     d, j = tl.arange(0, BD), tl.arange(0, J)
-    _, row_group, row_length, row_start = axis(h, H, row_dilation, K)
-    _, group, length, start = axis(w, W, dilation, K)
+    _row_rank, row_group, row_length, row_start = axis(h, H, row_dilation, K)
+    _rank, group, length, start = axis(w, W, dilation, K)
     token = ((b * H + h) * W + w) * heads + n
     inside = (w < W)[:, None] & (j < K)[None, :]
     v_ptr += b * v_sb + n * v_sn
@@ -176,7 +176,7 @@ def gather_kernel(
     else:
         total = tl.zeros([Q, BD], tl.float32)
     for i in range(K):
-        row, columns, _, _, valid = neighbours(
+        row, columns, _their_row, _theirs, valid = neighbours(
             row_start, row_group, row_length, i, start, group, length, row_dilation, dilation, w, W, K, J)
         at = token[:, None] * (K * K) + i * K + j[None, :]
         if DOTS:
@@ -213,8 +213,8 @@ def spread_kernel(
     """The transpose of the sums over windows: for every place those of all windows that hold it, without atomics."""
     b, h, w, n = place_of_program(H, W, heads, Q)
     d, j = tl.arange(0, BD), tl.arange(0, J)
-    row_rank, row_group, row_length, _ = axis(h, H, row_dilation, K)
-    rank, group, length, _ = axis(w, W, dilation, K)
+    row_rank, row_group, row_length, _row_start = axis(h, H, row_dilation, K)
+    rank, group, length, _start = axis(w, W, dilation, K)
     row_first, row_last = takers(row_rank, row_length, K)
     first, last = takers(rank, length, K)
     theirs = first[:, None] + j[None, :]

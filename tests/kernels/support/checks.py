@@ -3,7 +3,13 @@
 import torch
 import torch.nn.functional as F
 
-from .reference import positions, selective_scan_reference, ss2d_reference, ssd_reference
+from .reference import (
+    neighborhood_reference,
+    positions,
+    selective_scan_reference,
+    ss2d_reference,
+    ssd_reference,
+)
 
 # Relative RMS error ||got - reference|| / ||reference|| against float64 on the same inputs.
 # float32: rounding of sums of up to a few thousand terms.
@@ -190,6 +196,29 @@ def check_ssd(args, limit=None, grads=True) -> None:
             continue
         assert gradient.dtype == args[name].dtype
         check_close(f"gradient to {name}", gradient, truth[name].grad, limit)
+
+
+def check_neighborhood(q, k, v, bias, window, dilated) -> None:
+    """Compare the kernels of neighbourhood attention with a masked matrix of all positions, and every gradient."""
+    from vmamba_kernels import (
+        neighborhood_apply_backward,
+        neighborhood_apply_forward,
+        neighborhood_weights_backward,
+        neighborhood_weights_forward,
+    )
+
+    limit = SSD_TOLERANCE[q.device.type][q.dtype]  # weights are rounded between the two halves, and so are sums
+    truth = [t.detach().double().requires_grad_() for t in (q, k, v, bias)]
+    expected = neighborhood_reference(*truth, window, dilated)
+    weights = neighborhood_weights_forward(q, k, bias, window, dilated)
+    y = neighborhood_apply_forward(weights, v, window, dilated)
+    check_close("y", y, expected.detach(), limit)
+    dy = torch.randn_like(y)
+    expected.backward(dy.double())
+    dweights, dv = neighborhood_apply_backward(dy, weights, v, window, dilated)
+    dq, dk, _ = neighborhood_weights_backward(dweights, weights, q, k, window, dilated)
+    for name, got, wanted in zip("qkv", (dq, dk, dv), truth, strict=False):
+        check_close(f"gradient to {name}", got, wanted.grad, limit)
 
 
 def merge_norm_reference(parts, weight, bias, gate, eps=1e-5) -> torch.Tensor:

@@ -23,6 +23,7 @@ from vmamba_kernels._ss2d_forward import ss2d_fwd_kernel_n1
 from vmamba_kernels._ssd_backward import ssd_backward_kernel, ssd_group_kernel
 from vmamba_kernels._ssd_forward import ssd_forward_kernel, ssd_states_kernel
 from vmamba_kernels.configs import SCAN_REGISTERS, config, states_at_a_time
+from vmamba_kernels.neighborhood import gather_kernel, scores_backward_kernel, spread_kernel, weights_kernel
 from vmamba_kernels.state_shapes import SCAN_TILE, TILE
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -58,6 +59,9 @@ def _ssd(tile: int, warps: int, **how) -> dict:
     }  # fmt: skip
 
 
+# windows of the first stage of A2Mamba-T
+WINDOWS = {"D": 24, "BD": 32, "K": 11, "J": 16, "Q": 16, "WARPS": 4}
+
 TARGETS = (90, 80)
 # name -> kernel, constants, elements (channel, visit) that one lane does per pass of the loop that is counted,
 # and which loop that is: the longest, the innermost one over states, or none but the whole kernel
@@ -74,6 +78,11 @@ CASES = {
     "ssd_states": (ssd_states_kernel, _ssd(64, 4, SAVE=True, ENDS=True, REVERSE=False), 64 * 16 / 128, max),
     "ssd_backward": (ssd_backward_kernel, _ssd(64, 4), 64 * 16 / 128, None),
     "ssd_group": (ssd_group_kernel, _ssd(64, 8), 64 * 16 / 256, max),
+    "neighborhood_weights": (weights_kernel, WINDOWS, 16 * 11 * 16 * 32 / 128, None),
+    "neighborhood_scores_backward": (scores_backward_kernel, WINDOWS, 16 * 11 * 16 * 32 / 128, None),
+    "neighborhood_gather": (gather_kernel, {**WINDOWS, "DOTS": False}, 16 * 16 * 32 / 128, max),
+    "neighborhood_dots": (gather_kernel, {**WINDOWS, "DOTS": True}, 16 * 16 * 32 / 128, max),
+    "neighborhood_spread": (spread_kernel, {**WINDOWS, "J": 32, "Q": 8}, 8 * 32 * 32 / 128, max),
 }
 
 

@@ -90,3 +90,23 @@ def ssd_reference(x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, causal
     if D is not None:
         y = y + x * (D.double() if D.dim() == 2 else D.double()[:, None])
     return y, h
+
+
+def neighborhood_reference(q, k, v, bias, window, dilated):
+    """Sums over windows [B, H, W, n, D] in float64, as attention among all positions with a mask."""
+    q, k, v, bias = (t.double() for t in (q, k, v, bias))
+    axes = []
+    for extent in q.shape[1:3]:
+        dilation = max(1, min(extent // window, window)) if dilated else 1
+        distance = torch.full((extent, extent), -1)
+        for i in range(extent):
+            own = list(range(i % dilation, extent, dilation))
+            rank = own.index(i)
+            start = max(0, min(rank - window // 2, len(own) - window))
+            for j in range(start, min(start + window, len(own))):
+                distance[i, own[j]] = j - rank + window - 1
+        axes.append(distance.to(q.device))
+    rows, columns = axes[0][:, None, :, None], axes[1][None, :, None, :]  # [H, 1, H, 1], [1, W, 1, W]
+    mask = bias[:, rows.clamp(min=0), columns.clamp(min=0)].masked_fill((rows < 0) | (columns < 0), float("-inf"))
+    scores = torch.einsum("bhwnd,bijnd->bnhwij", q, k) + mask
+    return torch.einsum("bnhwij,bijnd->bhwnd", scores.flatten(4).softmax(-1).view(scores.shape), v)
