@@ -26,7 +26,8 @@ BUILD = ROOT / "build" / "timm_suite"
 MODELS = (
     "test_vmamba", "vmamba_tiny_s1l8", "test_efficientvmamba", "test_vim", "test_spatial_mamba", "test_msvmamba",
     "test_plainmamba", "test_localvmamba", "test_localvim", "test_localvim_midcls", "test_mlla", "test_videomamba",
-    "test_resvmamba", "test_mambavision", "test_vssd", "test_vmamba_m2", "test_rsmamba", "test_a2mamba",
+    "test_res_vmamba", "test_mambavision", "test_vssd", "test_vmamba_m2", "test_rsmamba", "test_a2mamba",
+    "test_vim2",
 )
 # families whose forward_features() gives tokens instead of a map
 TOKEN_FAMILIES = ("vim", "plainmamba", "localvim", "videomamba", "rsmamba")

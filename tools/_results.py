@@ -9,7 +9,7 @@ from pathlib import Path
 
 import timm
 
-import vmamba  # noqa: F401  (registers the models)
+import vmamba.models  # registers the models
 
 ROOT = Path(__file__).resolve().parent.parent
 Row = Mapping[str, str]
@@ -53,9 +53,28 @@ def side(row: Row) -> int:
 
 
 @cache
-def _published() -> dict[str, str]:
+def published() -> list[Row]:
+    """Rows of benchmarks/published.csv: what the authors of models published, with its source."""
     with (ROOT / "benchmarks" / "published.csv").open(newline="") as file:
-        return {row["model"]: row["top1"] for row in csv.DictReader(file)}
+        return list(csv.DictReader(file))
+
+
+def counts() -> dict[str, Row]:
+    """Rows of benchmarks/counts.csv by model, which tools/count_models.py writes; none without the file."""
+    path = ROOT / "benchmarks" / "counts.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        return {row["model"]: row for row in csv.DictReader(file)}
+
+
+def zoo_models() -> list[str]:
+    """Models of the suite, family by family, VMamba's first; then timm's EfficientViM and MambaOut."""
+    ours: list[str] = []
+    for family in sorted(vmamba.models.__all__, key=lambda family: not family.startswith("vmamba")):
+        entries = vars(getattr(vmamba.models, family))
+        ours += [name for name in entries if name in timm.list_models(module=family)]
+    return ours + timm.list_models(["efficientvim_*", "mambaout_*"], exclude_filters="*_rw")
 
 
 def is_ours(model: str) -> bool:
@@ -67,7 +86,10 @@ def published_top1(model: str) -> str:
     """ImageNet-1K top-1 in percent as published by the model's authors, empty where nothing is."""
     cfg = timm.get_pretrained_cfg(model) if is_ours(model) else None
     note = re.search(r"top-1 ([\d.]+) % \(published\)", " ".join(cfg.notes or ()) if cfg is not None else "")
-    return note[1] if note else _published().get(model, "")
+    if note:
+        return note[1]
+    rows = [] if is_ours(model) else select(published(), model=model, dataset="ImageNet-1K", metric="top-1")
+    return rows[0]["value"] if rows else ""
 
 
 def several_sizes(bench: str) -> list[Row]:

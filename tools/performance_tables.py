@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Write the performance tables of the documentation from the CSV files in benchmarks/.
+"""Write the tables of models and of their speed in the documentation, from the CSV files in benchmarks/.
 
-    python tools/performance_tables.py            # README.md, docs/performance.md and docs/packaging.md
+    python tools/performance_tables.py            # README.md, docs/performance.md, published.md and packaging.md
     python tools/performance_tables.py --check    # exit code 1 where they are not what the CSV files say
 
 A table stands between `<!-- performance: NAME -->` and `<!-- performance end -->`, and shows the newest row of each
@@ -14,11 +14,12 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 
 import _bench
+import _zoo
 from _results import ROOT, Row, is_ours, published_top1, read_rows, read_table, select, several_sizes, side
 
 from vmamba.errors import UserError, tool
 
-DOCUMENTS = ("README.md", "docs/performance.md", "docs/packaging.md")
+DOCUMENTS = ("README.md", "docs/performance.md", "docs/published.md", "docs/packaging.md")
 FILES = ("models_gpu", "scans_gpu", "models_cpu", "operators_cpu")  # in benchmarks/
 PICTURES = {  # in docs/images
     "performance_accuracy.png": "speed against published accuracy",
@@ -184,6 +185,7 @@ def pictures() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "zoo": _zoo.zoo, "published": _zoo.beyond,
     "overview": overview, "latency": latency, "scans": scans, "cpu": cpu, "operators": operators, "runs": runs,
     "pictures": pictures, "tested versions": tested_versions,
     "inference": lambda: throughput("inference"), "training": lambda: throughput("train"),

@@ -8,13 +8,27 @@ import torch.nn.functional as F
 from vmamba_kernels import (
     merge_norm_backward,
     merge_norm_forward,
+    neighborhood_apply_backward,
+    neighborhood_apply_forward,
+    neighborhood_weights_backward,
+    neighborhood_weights_forward,
     selective_scan_backward,
     selective_scan_forward,
     ss2d_backward,
     ss2d_forward,
+    ssd_backward,
+    ssd_forward,
 )
 
-from tests.kernels.support.checks import check_selective_scan, check_ss2d, selective_scan_inputs, ss2d_inputs
+from tests.kernels.support.checks import (
+    check_neighborhood,
+    check_selective_scan,
+    check_ss2d,
+    check_ssd,
+    selective_scan_inputs,
+    ss2d_inputs,
+    ssd_inputs,
+)
 
 
 class Case(NamedTuple):
@@ -119,6 +133,49 @@ def selective_scan(B: int, D: int, L: int, N: int, channels_last: bool) -> Case:
     )
 
 
+def ssd(B: int, L: int, H: int, P: int, G: int, N: int, causal: bool = True) -> Case:
+    """Mamba-2's scan; without an order as in VSSD."""
+    how = {"dtype": torch.bfloat16, "device": "cuda", "initial": False, "causal": causal}
+    args = ssd_inputs(B, L, H, P, G, N, **how)
+    y, last = ssd_forward(*args.values())
+    dy = torch.randn_like(y)
+    given = _size(args["x"], args["dt"], args["B"], args["C"])
+    return Case(
+        lambda save=False: ssd_forward(*args.values()),
+        lambda: ssd_backward(dy, *args.values(), last_state=last),
+        lambda: check_ssd(ssd_inputs(1, min(L, 1024), H, P, G, N, **how)),
+        given + _size(y),
+        2 * given + _size(y),
+        B * L * H * 2,
+        given,
+    )
+
+
+def neighborhood(B: int, side: int, heads: int, D: int, window: int, dilated: bool) -> Case:
+    """Weights of windows and their sums, as in one half of the heads of A2Mamba."""
+    q, k, v = torch.randn(3, B, side, side, heads, D, device="cuda", dtype=torch.bfloat16)
+    bias = torch.randn(heads, 2 * window - 1, 2 * window - 1, device="cuda")
+    dy = torch.randn_like(v)
+    kept: dict = {}
+
+    def forward(save: bool = False):
+        kept["weights"] = neighborhood_weights_forward(q, k, bias, window, dilated)
+        return neighborhood_apply_forward(kept["weights"], v, window, dilated)
+
+    def backward():
+        dweights, dv = neighborhood_apply_backward(dy, kept["weights"], v, window, dilated)
+        return dv, *neighborhood_weights_backward(dweights, kept["weights"], q, k, window, dilated)
+
+    y = forward()
+    maps, weights = _size(q, k, v), _size(kept["weights"])
+    return Case(
+        forward, backward,
+        lambda: check_neighborhood(q[:1], k[:1], v[:1], bias, window, dilated),
+        maps + _size(y) + 2 * weights, 2 * maps + _size(y) + 4 * weights, B * side * side * heads * window**2,
+        maps + weights,
+    )  # fmt: skip
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "core_b128_d96_56x56_n1": lambda: ss2d_core(128, 96, 56, 6),
     "core_b128_d192_28x28_n1": lambda: ss2d_core(128, 192, 28, 12),
@@ -129,4 +186,10 @@ CASES: dict[str, Callable[[], Case]] = {
     "scan_b1_d96_256x256_n1": lambda: ss2d_scan(1, 96, 256, 6, 1),
     "mamba_b128_d384_l197_n16": lambda: selective_scan(128, 384, 197, 16, False),
     "mamba_b128_d384_l197_n16_channels_last": lambda: selective_scan(128, 384, 197, 16, True),
+    "ssd_b128_h24_p16_g4_n64_56x56": lambda: ssd(128, 3136, 24, 16, 4, 64),
+    "ssd_b128_h96_p16_g4_n64_14x14": lambda: ssd(128, 196, 96, 16, 4, 64),
+    "ssd_b8_h24_p64_n128_l4096": lambda: ssd(8, 4096, 24, 64, 1, 128),
+    "unordered_b128_h2_p64_n64_56x56": lambda: ssd(128, 3136, 2, 64, 1, 64, causal=False),
+    "windows_b128_56x56_n1_d24_k11": lambda: neighborhood(128, 56, 1, 24, 11, False),
+    "windows_b128_28x28_n2_d24_k9_dilated": lambda: neighborhood(128, 28, 2, 24, 9, True),
 }

@@ -1,9 +1,12 @@
-"""Shapes of the states that the forwards save for the backwards, for callers that run no kernel."""
+"""Shapes of the states that the forwards save for the backwards, for callers that run no kernel; sizes that fit."""
 
-__all__ = ["SCAN_TILE", "TILE", "selective_scan_states_shape", "ss2d_states_shape", "tiles_per_state"]
+__all__ = [
+    "SCAN_TILE", "SSD_LIMIT", "TILE", "selective_scan_states_shape", "ss2d_states_shape", "ssd_fits", "tiles_per_state"
+]  # fmt: skip
 
 TILE = 16  # visits per tile of the kernels for one state per channel
 SCAN_TILE = 8  # of the general ones
+SSD_LIMIT = 16384  # of a head's state in Mamba-2's scan, which a program holds in registers
 
 
 def tiles_per_state(N: int) -> int:
@@ -21,3 +24,9 @@ def ss2d_states_shape(batch: int, directions: int, visits: int, channels: int, N
     if N == 1:
         return batch, directions, -(-visits // TILE), channels
     return selective_scan_states_shape(batch, directions, visits, channels, N)
+
+
+def ssd_fits(channels: int, states: int) -> bool:
+    """Whether the kernels of Mamba-2's scan take heads of so many channels and states, both padded to powers of two."""
+    padded = (max(16, 1 << (n - 1).bit_length()) for n in (channels, states))
+    return next(padded) * next(padded) <= SSD_LIMIT

@@ -4,12 +4,12 @@ import torch
 
 from tests.support.tolerances import assert_close
 from vmamba.ops import selective_scan, ssd_scan
-from vmamba.ops.ssd_scan import CHUNK
+from vmamba.ops._torch_ssd import CHUNK
 
 
 def arguments(
         batch=2, length=13, heads=4, channels=3, groups=2, states=5, dtype=torch.float32, skip="channel", initial=True,
-        requires_grad=True):
+        requires_grad=True, causal=True):
     g = torch.Generator().manual_seed(length)
     wide = torch.promote_types(dtype, torch.float32)
 
@@ -22,7 +22,8 @@ def arguments(
         "B": normal(batch, length, groups, states), "C": normal(batch, length, groups, states),
         "D": {"channel": normal(heads, channels, to=wide), "head": normal(heads, to=wide), None: None}[skip],
         "dt_bias": normal(heads, to=wide) - 1, "dt_softplus": True,
-        "initial_state": normal(batch, heads, channels, states, to=wide) if initial else None}
+        "initial_state": normal(batch, heads, channels, states, to=wide) if initial else None,
+        "causal": causal}
     return {k: v.requires_grad_(requires_grad) if torch.is_tensor(v) else v for k, v in out.items()}
 
 
@@ -32,8 +33,9 @@ def run(kwargs, backend):
 
 @pytest.mark.parametrize("length", [1, 2, 13, CHUNK, CHUNK + 1, 3 * CHUNK - 5])
 @pytest.mark.parametrize(("groups", "skip", "initial"), [(1, "head", False), (2, "channel", True), (4, None, True)])
-def test_forward_and_gradients(length, groups, skip, initial):
-    kwargs = arguments(length=length, groups=groups, skip=skip, initial=initial)
+@pytest.mark.parametrize("causal", [True, False])
+def test_forward_and_gradients(length, groups, skip, initial, causal):
+    kwargs = arguments(length=length, groups=groups, skip=skip, initial=initial, causal=causal)
     wanted = [v for v in kwargs.values() if torch.is_tensor(v)]
     results = []
     for backend in ("reference", "torch"):
@@ -42,6 +44,29 @@ def test_forward_and_gradients(length, groups, skip, initial):
         results.append([y, last, *torch.autograd.grad((y, last), wanted, seed)])
     for expected, actual in zip(*results, strict=True):
         assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_parts_of_the_gradients(causal):
+    """Where only one output is used, and without what is optional."""
+    kwargs = arguments(length=CHUNK + 7, skip=None, initial=False, causal=causal) | {
+        "dt_bias": None, "dt_softplus": False}
+    wanted = [v for v in kwargs.values() if torch.is_tensor(v)]
+    for which in (0, 1):
+        expected, actual = (
+            torch.autograd.grad(run(kwargs, backend)[which].square().sum(), wanted, materialize_grads=True)
+            for backend in ("reference", "torch"))
+        for e, a in zip(expected, actual, strict=True):
+            assert_close(a, e)
+
+
+def test_without_an_order_the_order_does_not_matter():
+    kwargs = arguments(length=20, causal=False, requires_grad=False)
+    y, last = run(kwargs, "torch")
+    turned = {k: v.flip(1) if k in ("x", "dt", "B", "C") else v for k, v in kwargs.items()}
+    z, same = run(turned, "torch")
+    assert_close(z.flip(1), y)
+    assert_close(same, last)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -82,15 +107,18 @@ def test_strong_decay_over_many_steps_stays_finite():
     assert_close(last, expected_last)
 
 
-def test_gradcheck():
-    kwargs = arguments(batch=1, length=5, heads=2, channels=2, groups=1, states=2, dtype=torch.float64)
+@pytest.mark.parametrize("causal", [True, False])
+def test_gradcheck(causal):
+    kwargs = arguments(batch=1, length=5, heads=2, channels=2, groups=1, states=2, dtype=torch.float64, causal=causal)
     tensors = {k: v for k, v in kwargs.items() if torch.is_tensor(v)}
     assert torch.autograd.gradcheck(
         lambda *a: run({**kwargs, **dict(zip(tensors, a, strict=True))}, "torch"), tuple(tensors.values()))
 
 
-def test_opcheck():
-    kwargs = arguments(length=CHUNK + 3)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("initial", [True, False])
+def test_opcheck(causal, initial):
+    kwargs = arguments(length=CHUNK + 3, initial=initial, causal=causal)
     torch.library.opcheck(torch.ops.vmamba.ssd_scan, tuple(kwargs.values()))
 
 
@@ -109,6 +137,8 @@ def test_refusals(change, message, backend):
         ssd_scan(**{**arguments(), **change}, backend=backend)
 
 
-def test_unknown_backend_is_refused():
-    with pytest.raises(ValueError, match="backend is 'triton', but needs one of 'auto', 'reference', 'torch'"):
-        ssd_scan(**arguments(), backend="triton")
+def test_backends_that_cannot_run_are_refused():
+    with pytest.raises(ValueError, match="backend is 'cuda', but needs one of 'auto', 'reference', 'torch', 'triton'"):
+        ssd_scan(**arguments(), backend="cuda")
+    with pytest.raises(ValueError, match="it takes no float64; the backend 'torch' does"):
+        ssd_scan(**arguments(dtype=torch.float64), backend="triton")

@@ -7,7 +7,7 @@ import torch
 
 from tests.support.scans import gradients, selective_scan_arguments, ss2d_arguments
 from tests.support.tolerances import assert_close
-from vmamba.ops import selective_scan, ss2d_scan
+from vmamba.ops import selective_scan, ss2d_scan, ssd_scan
 from vmamba.scans import ScanOrder, scan_order
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -57,6 +57,32 @@ def test_ss2d_scan_with_activations_of_its_own_for_each_direction(states, merge)
         results.append((y, *gradients(y, given)))
     for expected, actual in zip(*results, strict=True):
         assert_close(actual.cpu(), expected)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("initial", [True, False])
+def test_ssd_scan(causal, initial):
+    normal = torch.randn
+    arguments = {
+        "x": normal(2, 20, 4, 3), "dt": normal(2, 20, 4), "A": -torch.rand(4) - 0.1, "B": normal(2, 20, 2, 5),
+        "C": normal(2, 20, 2, 5), "D": normal(4), "dt_bias": normal(4), "dt_softplus": True,
+        "initial_state": normal(2, 4, 3, 5) if initial else None, "causal": causal}
+    results = []
+    for backend in ("torch", "triton"):
+        given = {k: on_device(v) for k, v in arguments.items()}
+        outputs = ssd_scan(**given, return_last_state=True, backend=backend)
+        results.append((*outputs, *gradients(outputs, given.values())))
+    for expected, actual in zip(*results, strict=True):
+        assert_close(actual, expected)
+
+
+def test_ssd_scan_of_large_heads_is_for_plain_torch_unless_triton_is_named():
+    x, dt, B = torch.randn(1, 3, 1, 256, device=DEVICE), torch.rand(1, 3, 1, device=DEVICE), torch.randn(
+        1, 3, 1, 128, device=DEVICE)
+    A = -torch.ones(1, device=DEVICE)
+    assert_close(ssd_scan(x, dt, A, B, B), ssd_scan(x, dt, A, B, B, backend="reference"))
+    with pytest.raises(ValueError, match="P = 256 channels and N = 128 states"):
+        ssd_scan(x, dt, A, B, B, backend="triton")
 
 
 def test_opcheck():

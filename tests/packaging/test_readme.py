@@ -4,11 +4,14 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
+import _zoo
 import pytest
 import run_timm_suite
 import timm
+from _counting import count
 
 import vmamba
 
@@ -20,21 +23,25 @@ def our_models():
     return sorted(name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("vmamba."))
 
 
+@cache
 def model_table():
-    """{model: (parameters, published accuracy or "")} of the table under the "models" comment."""
-    table = README.partition("<!-- models:")[2].partition("\n\n")[0]
-    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ([\d.]*) ?\|", table, re.MULTILINE)
-    return {name: (int(count.replace(",", "")), accuracy) for name, count, accuracy in rows}
+    """Cells of the table of models by title, for each model."""
+    table = README.partition("<!-- performance: zoo -->\n\n")[2].partition("\n\n")[0]
+    titles, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return {row[0].strip("`"): dict(zip(titles, row, strict=True)) for row in rows}
 
 
 def test_every_model_is_in_the_table():
-    assert sorted(model_table()) == our_models()
+    timms = {name for name in model_table() if not timm.model_entrypoint(name).__module__.startswith("vmamba.")}
+    assert sorted(model_table().keys() - timms) == our_models()
+    assert {timm.model_entrypoint(name).__module__ for name in timms} == {
+        "timm.models.efficientvim", "timm.models.mambaout"}
 
 
 @pytest.mark.parametrize("name", our_models())
 def test_parameters_in_the_table(name):
     model = timm.create_model(name, device="meta")
-    assert model_table()[name][0] == sum(p.numel() for p in model.parameters())
+    assert model_table()[name]["parameters"] == f"{sum(p.numel() for p in model.parameters()):,}"
 
 
 @pytest.mark.parametrize("name", our_models())
@@ -42,8 +49,34 @@ def test_accuracy_is_the_published_one(name):
     """The table gives what the model's configuration says, and says it of every model with weights."""
     cfg = timm.get_pretrained_cfg(name)
     note = re.search(r"top-1 ([\d.]+) % \(published\)", " ".join(cfg.notes or ()) if cfg is not None else "")
-    assert model_table()[name][1] == (note[1] if note else "")
+    cell = model_table()[name]["ImageNet-1K top-1, published"]
+    assert re.fullmatch(rf"\[{note[1]}\]\(https://\S+\)" if note else "", cell)
     assert note or cfg is None or not cfg.has_weights
+
+
+@pytest.mark.parametrize("name", ["vmamba_nano", "test_vssd", "test_a2mamba", "efficientvim_m1"])
+def test_multiply_adds_in_the_table(name):
+    _, channels, height, width = (1, *timm.get_pretrained_cfg(name).input_size)
+    macs = count(timm.create_model(name, device="meta"), 1, channels, height, width).macs
+    assert model_table()[name]["multiply-adds (G)"] == f"{macs / 1e9:.2f}"
+
+
+def test_parity_is_tested():
+    """Every fixture that the table speaks of is there, and a test of models reads it."""
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for name, fixture in _zoo.FIXTURES.items():
+        assert model_table()[name]["parity"] == "fixture"
+        assert (ROOT / "tests" / "goldens" / f"{fixture}.json").is_file()
+        assert fixture.rpartition("/")[2] in tests, fixture
+    assert {row["parity"] for row in model_table().values()} == {
+        "fixture", "fixture of the family", "no public code", "no fixture", "ours", "timm's"}
+
+
+def test_licence_of_the_origin_is_what_the_model_file_says():
+    for name in our_models():
+        doc = " ".join(sys.modules[timm.model_entrypoint(name).__module__].__doc__.split())
+        licence = model_table()[name]["licence of the origin"]
+        assert f"({licence}" in doc if licence else "Origin" not in doc
 
 
 def test_example_runs():

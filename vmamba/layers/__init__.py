@@ -1,6 +1,7 @@
 """Modules shared by the model families; channels-last maps [B, H, W, C], or tokens [B, L, C], both ways."""
 from .attentive_ssm import AttentiveGlobal, AttentiveSSM
 from .channel_attention import ChannelAttention, SqueezeExcite
+from .channel_scan import ChannelScan
 from .continuous import ContinuousMixer
 from .conv import Conv2dNHWC, ConvNorm, DepthwiseConvSiLU
 from .cpe_block import CPEBlock
@@ -24,9 +25,9 @@ from .window import from_windows, to_windows
 
 __all__ = [
     "SS2D", "SSD2D", "AttentiveGlobal", "AttentiveSSM", "BidirectionalMixer", "CPEBlock", "ChannelAttention",
-    "ContinuousMixer", "Conv2dNHWC", "ConvDownsample", "ConvNorm", "ConvStem", "DepthwiseConvSiLU",
+    "ChannelScan", "ContinuousMixer", "Conv2dNHWC", "ConvDownsample", "ConvNorm", "ConvStem", "DepthwiseConvSiLU",
     "InvertedDownsample", "LayerNorm", "LinearAttention", "LocalPathMixer", "LocalSS2D", "MambaLinearAttention",
-    "MixerBlock", "Mlp", "MultiPathMixer", "MultiScaleSS2D", "NonCausalSSD", "PatchEmbed", "PatchMerging", "PatchStem",
-    "RMSNorm", "ResidualStem", "SS2DVariant", "SplitMixer", "SqueezeExcite", "StateFusionSS2D", "SupportQueryScan",
-    "VideoMixer", "from_windows", "to_windows",
+    "MixerBlock", "Mlp", "MultiPathMixer", "MultiScaleSS2D", "NonCausalSSD", "PatchEmbed", "PatchMerging",
+    "PatchStem", "RMSNorm", "ResidualStem", "SS2DVariant", "SplitMixer", "SqueezeExcite", "StateFusionSS2D",
+    "SupportQueryScan", "VideoMixer", "from_windows", "to_windows",
 ]

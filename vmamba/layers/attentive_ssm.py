@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import vmamba.ops  # noqa: F401  (registers torch.ops.vmamba)
 
-from . import neighborhood, rotary
+from . import rotary
 from .conv import Conv2dNHWC, ConvNorm
 from .ssm import reset_ssm_parameters
 
@@ -23,13 +23,13 @@ BIAS_SIDE = 49  # tokens of the map for which the global bias is learned
 
 
 def _heads(x: Tensor, num_heads: int) -> Tensor:
-    """``[B, H, W, C] -> [B, n, H, W, C / n]``."""
-    return x.unflatten(-1, (num_heads, -1)).permute(0, 3, 1, 2, 4)
+    """``[B, H, W, C] -> [B, H, W, n, C / n]``."""
+    return x.unflatten(-1, (num_heads, -1))
 
 
-def _map(x: Tensor) -> Tensor:
-    """``[B, n, H, W, C / n] -> [B, H, W, C]``."""
-    return x.permute(0, 2, 3, 1, 4).flatten(3)
+def _sequences(x: Tensor) -> Tensor:
+    """``[B, H, W, n, C / n] -> [B, n, H * W, C / n]``, as torch's attention has it."""
+    return x.flatten(1, 2).transpose(1, 2)
 
 
 class AttentionSSM(nn.Module):
@@ -63,7 +63,7 @@ class AttentionSSM(nn.Module):
         reset_ssm_parameters(self.A_log, self.D, self.dt_weight, self.dt_bias)
 
     def forward(self, x: Tensor, near: Tensor, far: Tensor) -> Tensor:
-        """``[B, H, W, C] -> [B, H, W, C]``, with the weights [B, n / 2, H, W, K * K] of both halves of the heads."""
+        """``[B, H, W, C] -> [B, H, W, C]``, with the weights [B, H, W, n / 2, K * K] of both halves of the heads."""
         B, H, W, C = x.shape
         x = self.act(self.conv(x))
         proj = self.x_proj(x)
@@ -71,12 +71,12 @@ class AttentionSSM(nn.Module):
         state = torch.ops.vmamba.ss2d_scan(
             x.reshape(B, H * W, C), proj[..., :-1].reshape(B, H * W, 1, self.dt_rank + 1), self.dt_weight.unsqueeze(0),
             self.dt_bias.unsqueeze(0), self.A_log.unsqueeze(0), None, "uni", H, W, None, True)[0]
-        first, second = _heads(state.to(x.dtype).view(B, H, W, C), self.num_heads).chunk(2, dim=1)
+        first, second = _heads(state.to(x.dtype).view(B, H, W, C), self.num_heads).chunk(2, dim=3)
         mixed = torch.cat([
-            neighborhood.neighborhood_apply(near, first, self.window, False),
-            neighborhood.neighborhood_apply(far, second, self.window, True)], dim=1)
-        fused = self.fusion(mixed.movedim(1, -1)).movedim(-1, 1)
-        return rotary.widen(_map(fused)) * proj[..., -1:] + x * self.D
+            torch.ops.vmamba.neighborhood_apply(near, first, self.window, False),
+            torch.ops.vmamba.neighborhood_apply(far, second, self.window, True)], dim=3)
+        fused = self.fusion(mixed.transpose(3, 4)).transpose(3, 4)
+        return rotary.widen(fused.flatten(3)) * proj[..., -1:] + x * self.D
 
 
 class AttentiveMixer(nn.Module):
@@ -121,15 +121,16 @@ class AttentiveMixer(nn.Module):
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         lepe = self.lepe(v)
         cos, sin = rotary.axial_angles(x, H, W, self.head_dim, True)
-        q = rotary.rotate(_heads(q, self.num_heads), cos, sin) * self.head_dim ** -0.5
-        k = rotary.rotate(_heads(k, self.num_heads), cos, sin)
-        (q1, q2), (k1, k2) = q.chunk(2, dim=1), k.chunk(2, dim=1)
-        v1, v2 = _heads(v, self.num_heads).chunk(2, dim=1)
-        near = neighborhood.neighborhood_weights(q1, k1, self.bias, self.window, False).to(v.dtype)
-        far = neighborhood.neighborhood_weights(q2, k2, self.bias, self.window, True).to(v.dtype)
-        first = neighborhood.neighborhood_apply(near, v1, self.window, False)
-        second = neighborhood.neighborhood_apply(far, first + v2, self.window, True)
-        y = self.refine(_map(torch.cat([first, second], dim=1)), q, k, near, far)
+        cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)  # the same for all heads
+        q = (rotary.rotate(_heads(q, self.num_heads), cos, sin) * self.head_dim ** -0.5).to(v.dtype)
+        k = rotary.rotate(_heads(k, self.num_heads), cos, sin).to(v.dtype)
+        (q1, q2), (k1, k2) = q.chunk(2, dim=3), k.chunk(2, dim=3)
+        v1, v2 = _heads(v, self.num_heads).chunk(2, dim=3)
+        near = torch.ops.vmamba.neighborhood_weights(q1, k1, self.bias, self.window, False)
+        far = torch.ops.vmamba.neighborhood_weights(q2, k2, self.bias, self.window, True)
+        first = torch.ops.vmamba.neighborhood_apply(near, v1, self.window, False)
+        second = torch.ops.vmamba.neighborhood_apply(far, first + v2, self.window, True)
+        y = self.refine(torch.cat([first, second], dim=3).flatten(3), q, k, near, far)
         y = (rotary.widen(self.norm(y.to(x.dtype))) + lepe) * gate
         return self.proj(self.proj_norm(y.to(x.dtype)))
 
@@ -174,7 +175,6 @@ class AttentiveGlobal(AttentiveMixer):
     def refine(self, x: Tensor, q: Tensor, k: Tensor, near: Tensor, far: Tensor) -> Tensor:
         _, H, W, _ = x.shape
         bias = F.interpolate(self.global_bias, size=(H * W, H * W), mode="bicubic", align_corners=False)
-        v = _heads(x, self.num_heads).flatten(2, 3)
         y = F.scaled_dot_product_attention(
-            q.flatten(2, 3).to(v.dtype), k.flatten(2, 3).to(v.dtype), v, attn_mask=bias.to(v.dtype), scale=1.0)
-        return _map(y.unflatten(2, (H, W)))
+            _sequences(q), _sequences(k), _sequences(_heads(x, self.num_heads)), attn_mask=bias.to(x.dtype), scale=1.0)
+        return y.transpose(1, 2).reshape(x.shape)

@@ -7,14 +7,12 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 import vmamba.ops  # noqa: F401  (registers torch.ops.vmamba)
 from vmamba.scans import default_directions, scan_order
 
-from . import rotary
 from .conv import Conv2dNHWC
 from .ssm import reset_ssd_parameters
 
@@ -60,19 +58,28 @@ class NonCausalSSD(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         N, H, W, _ = x.shape
-        groups, heads = self.num_groups, self.num_heads // self.num_groups
         z, x, dt = self.in_proj(x).split([self.d_inner, self.d_conv, self.num_heads], dim=-1)
         x, B, C = self.act(self.conv(x)).split(
-            [self.d_inner, groups * self.d_state, groups * self.d_state], dim=-1)
-        B, C = B.reshape(N, H * W, groups, self.d_state), C.reshape(N, H * W, groups, self.d_state)
-        x = rotary.widen(x).reshape(N, H * W, heads, groups, self.d_inner // self.num_heads)
-        weight = F.softplus(rotary.widen(dt) + self.dt_bias) * torch.exp(self.A_log)
-        # the state is the mean instead of the sum over the tokens, so that it keeps within the range of float16
-        weighted = x * weight.reshape(N, H * W, heads, groups, 1) / (H * W)
-        state = torch.einsum("blgn,blkgp->bkgnp", B, weighted.to(B.dtype))
-        y = rotary.widen(torch.einsum("blgn,bkgnp->blkgp", C, state)) * (H * W)
-        y = y + x * self.D.view(heads, groups, 1)
-        return self.out_proj(self.norm(y.reshape(z.shape).to(z.dtype)) * z)
+            [self.d_inner, self.num_groups * self.d_state, self.num_groups * self.d_state], dim=-1)
+        y = torch.ops.vmamba.ssd_scan(
+            self._by_group(x.reshape(N, H * W, self.num_heads, -1), 2),
+            self._by_group(dt.reshape(N, H * W, self.num_heads), 2), -torch.exp(self._by_group(self.A_log, 0)),
+            B.reshape(N, H * W, self.num_groups, self.d_state), C.reshape(N, H * W, self.num_groups, self.d_state),
+            self._by_group(self.D, 0), self._by_group(self.dt_bias, 0), True, None, False)[0]
+        y = self._from_groups(y).reshape(z.shape)
+        return self.out_proj(self.norm(y.to(z.dtype)) * z)
+
+    def _by_group(self, t: Tensor, dim: int) -> Tensor:
+        """Heads along ``dim``, those of a group next to each other, as the scan has them."""
+        if self.num_groups == 1:
+            return t
+        return t.unflatten(dim, (-1, self.num_groups)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+
+    def _from_groups(self, y: Tensor) -> Tensor:
+        """The inverse along dimension 2."""
+        if self.num_groups == 1:
+            return y
+        return y.unflatten(2, (self.num_groups, -1)).transpose(2, 3).flatten(2, 3)
 
 
 class SSD2D(nn.Module):

@@ -8,11 +8,12 @@ from . import (
     mlla,
     msvmamba,
     plainmamba,
-    resvmamba,
+    res_vmamba,
     rsmamba,
     spatial_mamba,
     videomamba,
     vim,
+    vim2,
     vmamba,
     vmamba_m2,
     vssd,
@@ -20,4 +21,4 @@ from . import (
 
 __all__ = [
     "a2mamba", "efficientvmamba", "localvim", "localvmamba", "mambavision", "mlla", "msvmamba", "plainmamba",
-    "resvmamba", "rsmamba", "spatial_mamba", "videomamba", "vim", "vmamba", "vmamba_m2", "vssd"]
+    "res_vmamba", "rsmamba", "spatial_mamba", "videomamba", "vim", "vim2", "vmamba", "vmamba_m2", "vssd"]

@@ -94,6 +94,31 @@ def ss2d_norm_backward(
     return *scan, norm.weight, norm.bias, norm.gate
 
 
+def ssd_fits(x: Tensor, B: Tensor) -> bool:
+    """Whether the kernels of ``ssd_scan`` take heads of so many channels and states."""
+    from vmamba_kernels.state_shapes import ssd_fits
+    return ssd_fits(x.shape[-1], B.shape[-1])
+
+
+def ssd_forward(
+        x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None,
+        dt_softplus: bool, initial_state: Tensor | None, causal: bool,
+) -> tuple[Tensor, Tensor]:
+    """As ``_torch_ssd.forward``."""
+    import vmamba_kernels
+    return vmamba_kernels.ssd_forward(x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, causal)
+
+
+def ssd_backward(
+        dy: Tensor, dlast: Tensor | None, last: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
+        D: Tensor | None, dt_bias: Tensor | None, dt_softplus: bool, initial_state: Tensor | None, causal: bool,
+) -> tuple[Tensor | None, ...]:
+    """As ``_torch_ssd.backward``, in the dtypes of the arguments."""
+    import vmamba_kernels
+    return tuple(vmamba_kernels.ssd_backward(
+        dy, x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, causal, last_state=last, dlast_state=dlast))
+
+
 def add_norm_forward(
         x: Tensor, branch: Tensor | None, scale: Tensor | None, weight: Tensor, bias: Tensor, eps: float,
 ) -> tuple[Tensor, Tensor]:
@@ -114,6 +139,32 @@ def add_norm_backward(
         _rows(dy), _rows(dtotal), _rows(total), _float(scale), *_parameters(weight, bias), eps=eps)
     branch = got.branch.view(total.shape) if scale is not None else None
     return got.x.view(total.shape), branch, got.weight, got.bias
+
+
+def weights_forward(q: Tensor, k: Tensor, bias: Tensor, window: int, dilated: bool) -> Tensor:
+    """As ``_torch_neighborhood.weights_forward``."""
+    import vmamba_kernels
+    return vmamba_kernels.neighborhood_weights_forward(q, k, bias, window, dilated)
+
+
+def weights_backward(
+        dweights: Tensor, weights: Tensor, q: Tensor, k: Tensor, window: int, dilated: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``_torch_neighborhood.weights_backward``."""
+    import vmamba_kernels
+    return vmamba_kernels.neighborhood_weights_backward(dweights, weights, q, k, window, dilated)
+
+
+def apply_forward(weights: Tensor, v: Tensor, window: int, dilated: bool) -> Tensor:
+    """As ``_torch_neighborhood.apply_forward``."""
+    import vmamba_kernels
+    return vmamba_kernels.neighborhood_apply_forward(weights, v, window, dilated)
+
+
+def apply_backward(dy: Tensor, weights: Tensor, v: Tensor, window: int, dilated: bool) -> tuple[Tensor, Tensor]:
+    """As ``_torch_neighborhood.apply_backward``."""
+    import vmamba_kernels
+    return vmamba_kernels.neighborhood_apply_backward(dy, weights, v, window, dilated)
 
 
 def depthwise_conv_silu_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

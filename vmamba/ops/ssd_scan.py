@@ -6,29 +6,35 @@ which chunks make cheap.
 """
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ._library import LIBRARY
+from . import _torch_ssd, _triton
+from ._backend import resolve_backend
+from ._library import LIBRARY, fake_gradients, pack_gradients, unpack_gradients
 from ._shapes import check_tensor, compute_dtype
+from ._torch_ssd import skipped, step_sizes
 
 __all__ = ["ssd_scan"]
-
-BACKENDS = ("auto", "reference", "torch")
-CHUNK = 64  # steps; the work within chunks grows with it, that between them falls
 
 
 def ssd_scan(
         x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
         dt_bias: Tensor | None = None, dt_softplus: bool = False, initial_state: Tensor | None = None,
-        return_last_state: bool = False, *, backend: str = "auto",
+        return_last_state: bool = False, causal: bool = True, *, backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """State-space scan with one decay rate for each head.
 
     For every image, head and step t, with ``d_t = dt_t + dt_bias`` (through a softplus if asked)::
 
         S_t = exp(d_t A) S_{t-1} + d_t x_t B_t^T          y_t = S_t C_t + D x_t
+
+    Without an order (``causal=False``) every token adds to one state, from which every token reads, as in VSSD (Shi et
+    al., arXiv:2407.18559, section 3.2)::
+
+        S = sum_t (-d_t A) x_t B_t^T                      y_t = S C_t + D x_t
 
     Args:
         x: Input [B, L, H, P], P channels for each head; float16, bfloat16, float32 or float64. State and sums are
@@ -40,22 +46,26 @@ def ssd_scan(
         D: Skip weights, [H] or, for each channel, [H, P].
         dt_bias: [H], added to ``dt``.
         dt_softplus: Apply a softplus to the step sizes.
-        initial_state: [B, H, P, N]; zeros if None.
-        return_last_state: Also return the state after the last step.
-        backend: "auto" or "torch" (products within and between chunks of steps), or "reference" (step by step).
+        initial_state: [B, H, P, N]; zeros if None. Without an order it is added to the state.
+        return_last_state: Also return the state after the last step, or without an order the state.
+        causal: Scan from the first token to the last.
+        backend: "auto" (Triton for CUDA tensors where P times N is at most 16384, else plain torch), or "reference"
+            (step by step), "torch" (products within and between chunks of steps), "triton" by name. Only "reference"
+            can be differentiated twice.
 
     Returns:
         ``y [B, L, H, P]`` in the dtype of x; with ``return_last_state`` also ``last_state [B, H, P, N]``, float32 or
         float64.
 
     Raises:
-        ValueError: A shape, dtype or device does not fit (the message names the argument and what it needs), or there
-            is no such backend.
+        ValueError: A shape, dtype or device does not fit (the message names the argument and what it needs), or the
+            named backend cannot run.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}, but needs one of {', '.join(map(repr, BACKENDS))}")
-    run = ssd_scan_reference if backend == "reference" else torch.ops.vmamba.ssd_scan
-    y, last_state = run(x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state)
+    if resolve_backend(backend, x) == "reference":
+        y, last_state = ssd_scan_reference(x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, causal)
+    else:
+        y, last_state = torch.ops.vmamba.ssd_scan(
+            x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, causal, backend)
     return (y, last_state) if return_last_state else y
 
 
@@ -82,91 +92,107 @@ def _check(
         raise ValueError(f"x needs L >= 1 tokens and B needs N >= 1 states, got L = {length}, N = {states}")
 
 
-def _steps(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool, dtype: torch.dtype) -> Tensor:
-    """Step sizes ``[B, L, H]`` as they are used."""
-    dt = dt.to(dtype)
-    if dt_bias is not None:
-        dt = dt + dt_bias.to(dtype)
-    return F.softplus(dt) if dt_softplus else dt
-
-
-def _skip(x: Tensor, D: Tensor) -> Tensor:
-    return x * (D.to(x.dtype) if D.ndim == 2 else D.to(x.dtype).unsqueeze(-1))
-
-
 def ssd_scan_reference(
         x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
         dt_bias: Tensor | None = None, dt_softplus: bool = False, initial_state: Tensor | None = None,
+        causal: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """One step after another; arguments as in :func:`ssd_scan`. Returns y and the last state."""
     _check(x, dt, A, B, C, D, dt_bias, initial_state)
     dtype = compute_dtype(x)
     batch, length, heads, channels = x.shape
     repeats = heads // B.shape[2]
-    x_, dt_ = x.to(dtype), _steps(dt, dt_bias, dt_softplus, dtype)
+    x_, dt_ = x.to(dtype), step_sizes(dt, dt_bias, dt_softplus, dtype)
     B_, C_ = (M.to(dtype).repeat_interleave(repeats, dim=2) for M in (B, C))  # [B, L, H, N]
     state = x_.new_zeros(batch, heads, channels, B.shape[3]) if initial_state is None else initial_state.to(dtype)
     outputs = []
     for t in range(length):
         drive = (dt_[:, t].unsqueeze(-1) * x_[:, t]).unsqueeze(-1) * B_[:, t].unsqueeze(2)
-        state = torch.exp(dt_[:, t] * A.to(dtype)).view(batch, heads, 1, 1) * state + drive
-        outputs.append((state * C_[:, t].unsqueeze(2)).sum(-1))
+        if causal:
+            state = torch.exp(dt_[:, t] * A.to(dtype)).view(batch, heads, 1, 1) * state + drive
+            outputs.append((state * C_[:, t].unsqueeze(2)).sum(-1))
+        else:
+            state = state - A.to(dtype).view(heads, 1, 1) * drive
+    if not causal:
+        outputs = [(state * C_[:, t].unsqueeze(2)).sum(-1) for t in range(length)]
     y = torch.stack(outputs, dim=1)
     if D is not None:
-        y = y + _skip(x_, D)
+        y = y + skipped(x_, D)
     return y.to(x.dtype), state
 
 
-def _decay(logs: Tensor) -> Tensor:
-    """Decay from the end of step s to that of step t, 0 where t < s: ``[..., T]`` logarithms to ``[..., T, T]``."""
-    total = logs.cumsum(-1)
-    later = torch.ones(logs.shape[-1], logs.shape[-1], dtype=torch.bool, device=logs.device).tril()
-    return (total.unsqueeze(-1) - total.unsqueeze(-2)).masked_fill(~later, float("-inf")).exp()
+def _runs_triton(backend: str, x: Tensor, B: Tensor) -> bool:
+    """Whether the kernels run: "auto" leaves to plain torch what is too large for them."""
+    return resolve_backend(backend, x) == "triton" and (backend == "triton" or _triton.ssd_fits(x, B))
 
 
-# Composite: made of differentiable operators, so it needs neither a gradient nor a fake implementation of its own.
+_TENSORS = (
+    "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, bool dt_softplus, "
+    "Tensor? initial_state")
 LIBRARY.define(
-    "ssd_scan(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, bool dt_softplus, "
-    "Tensor? initial_state) -> (Tensor y, Tensor last_state)")
+    f"ssd_scan({_TENSORS}, bool causal=True, str backend=\"auto\") -> (Tensor y, Tensor last_state)")
+LIBRARY.define(
+    f"ssd_scan_backward(Tensor dy, Tensor? dlast_state, Tensor last_state, {_TENSORS}, bool causal, str backend) "
+    "-> Tensor[]")
 
 
-@torch.library.impl(LIBRARY, "ssd_scan", "CompositeImplicitAutograd")
+@torch.library.impl(LIBRARY, "ssd_scan", "CompositeExplicitAutograd")
 def _forward(
         x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None,
-        dt_softplus: bool, initial_state: Tensor | None,
+        dt_softplus: bool, initial_state: Tensor | None, causal: bool = True, backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Arxiv:2405.21060, listing 1: chunks by a masked product, then what earlier chunks left to them."""
     _check(x, dt, A, B, C, D, dt_bias, initial_state)
-    dtype = compute_dtype(x)
-    batch, length, heads, channels = x.shape
-    groups, states = B.shape[2:]
-    chunks, size = (length + CHUNK - 1) // CHUNK, CHUNK
+    run = _triton.ssd_forward if _runs_triton(backend, x, B) else _torch_ssd.forward
+    y, last_state = run(x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, causal)
+    return y.contiguous(), last_state
 
-    def in_chunks(t: Tensor, *tail: int) -> Tensor:
-        """``[B, L, ...]`` to ``[B, chunks, size, *tail]``; added steps are of size zero and so change nothing."""
-        t = F.pad(t.to(dtype).flatten(2), (0, 0, 0, chunks * size - length))
-        return t.reshape(batch, chunks, size, *tail)
 
-    shape = (groups, heads // groups)
-    dt_ = in_chunks(_steps(dt, dt_bias, dt_softplus, dtype), *shape)
-    logs = (dt_ * A.to(dtype).view(shape)).movedim(2, -1)  # [B, chunks, G, H / G, size]
-    driven = in_chunks(x, *shape, channels) * dt_.unsqueeze(-1)
-    B_, C_ = in_chunks(B, groups, states), in_chunks(C, groups, states)
+@torch.library.impl(LIBRARY, "ssd_scan_backward", "CompositeExplicitAutograd")
+def _backward(
+        dy: Tensor, dlast_state: Tensor | None, last_state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor,
+        C: Tensor, D: Tensor | None, dt_bias: Tensor | None, dt_softplus: bool, initial_state: Tensor | None,
+        causal: bool, backend: str,
+) -> list[Tensor]:
+    run = _triton.ssd_backward if _runs_triton(backend, x, B) else _torch_ssd.backward
+    grads = run(
+        dy, dlast_state, last_state, x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, causal)
+    return pack_gradients(grads, (x, dt, A, B, C, D, dt_bias, initial_state))
 
-    weights = torch.einsum("bctgn,bcsgn->bcgts", C_, B_).unsqueeze(3) * _decay(logs)
-    y = torch.einsum("bcgkts,bcsgkp->bctgkp", weights, driven)
 
-    total = logs.cumsum(-1)  # of a chunk, up to each of its steps
-    left = torch.exp(total[..., -1:] - total)  # what is left of each step at the end of its chunk
-    ends = torch.einsum("bcsgn,bcgks,bcsgkp->bcgkpn", B_, left, driven)
-    first = (ends.new_zeros(batch, 1, *shape, channels, states) if initial_state is None
-             else initial_state.to(dtype).view(batch, 1, *shape, channels, states))
-    between = _decay(F.pad(total[..., -1], (0, 0, 0, 0, 1, 0)).movedim(1, -1))  # [B, G, H / G, chunks + 1, chunks + 1]
-    carried = torch.einsum("bgkzc,bcgkpn->bzgkpn", between, torch.cat([first, ends], dim=1))
-    y = y + torch.einsum("bctgn,bcgkpn,bcgkt->bctgkp", C_, carried[:, :-1], total.exp())
+@torch.library.register_fake("vmamba::ssd_scan", lib=LIBRARY)
+def _forward_fake(
+        x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None,
+        dt_softplus: bool, initial_state: Tensor | None, causal: bool = True, backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    _check(x, dt, A, B, C, D, dt_bias, initial_state)
+    batch, _, heads, channels = x.shape
+    return x.new_empty(x.shape), x.new_empty((batch, heads, channels, B.shape[-1]), dtype=compute_dtype(x))
 
-    # negative padding, because a slice cannot be exported for dynamic lengths
-    y = F.pad(y.reshape(batch, chunks * size, heads, channels), (0, 0, 0, 0, 0, length - chunks * size))
-    if D is not None:
-        y = y + _skip(x.to(dtype), D)
-    return y.to(x.dtype), carried[:, -1].reshape(batch, heads, channels, states)
+
+@torch.library.register_fake("vmamba::ssd_scan_backward", lib=LIBRARY)
+def _backward_fake(
+        dy: Tensor, dlast_state: Tensor | None, last_state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor,
+        C: Tensor, D: Tensor | None, dt_bias: Tensor | None, dt_softplus: bool, initial_state: Tensor | None,
+        causal: bool, backend: str,
+) -> list[Tensor]:
+    return fake_gradients((x, dt, A, B, C, D, dt_bias, initial_state))
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    *arguments, ctx.causal, ctx.backend = inputs
+    ctx.dt_softplus = arguments.pop(7)
+    ctx.save_for_backward(output[1], *arguments)
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, dy: Tensor | None, dlast_state: Tensor | None) -> tuple:
+    last_state, *arguments = ctx.saved_tensors
+    if dy is None:
+        dy = torch.zeros_like(arguments[0])
+    grads = torch.ops.vmamba.ssd_scan_backward(
+        dy, dlast_state, last_state, *arguments[:7], ctx.dt_softplus, arguments[7], ctx.causal, ctx.backend)
+    *grads, dinitial = unpack_gradients(grads, arguments)
+    return (*grads, None, dinitial, None, None)
+
+
+torch.library.register_autograd("vmamba::ssd_scan", _autograd, setup_context=_setup_context, lib=LIBRARY)

@@ -3,7 +3,13 @@
 import torch
 import torch.nn.functional as F
 
-from .reference import positions, selective_scan_reference, ss2d_reference
+from .reference import (
+    neighborhood_reference,
+    positions,
+    selective_scan_reference,
+    ss2d_reference,
+    ssd_reference,
+)
 
 # Relative RMS error ||got - reference|| / ||reference|| against float64 on the same inputs.
 # float32: rounding of sums of up to a few thousand terms.
@@ -139,6 +145,80 @@ def check_selective_scan(args, channels_last=False, limit=None) -> None:
             assert gradient is None
             continue
         check_close(f"gradient to {name}", gradient, truth[name].grad, limit)
+
+
+# of Mamba-2's scan, whose products also take their operands in bfloat16: five roundings instead of two, one after the
+# other at the worst; and in the interpreter twice that, as above
+SSD_TOLERANCE = {
+    "cuda": {**TOLERANCE, torch.bfloat16: 5.5e-3}, "cpu": {**INTERPRETER_TOLERANCE, torch.bfloat16: 1.1e-2}}
+
+
+def ssd_inputs(
+    B, L, H, P, G, N, dtype=torch.float32, device="cpu", skip="channel", bias=True, softplus=True, initial=True,
+    causal=True,
+) -> dict[str, torch.Tensor | bool | None]:  # fmt: skip
+    """Random arguments of Mamba-2's scan, in the order of its signature."""
+    normal = lambda *shape: torch.randn(*shape, device=device)  # noqa: E731
+    return {
+        "x": normal(B, L, H, P).to(dtype),
+        "dt": (normal(B, L, H) * 0.5 - 1 if softplus else normal(B, L, H).abs() * 0.2).to(dtype),
+        "A": -torch.exp(normal(H) * 0.5),
+        "B": normal(B, L, G, N).to(dtype),
+        "C": normal(B, L, G, N).to(dtype),
+        "D": {"channel": normal(H, P), "head": normal(H), None: None}[skip],
+        "dt_bias": normal(H).abs() * 0.1 if bias else None,
+        "dt_softplus": softplus,
+        "initial_state": normal(B, H, P, N) if initial else None,
+        "causal": causal,
+    }
+
+
+def check_ssd(args, limit=None, grads=True) -> None:
+    """Compare forward, last state and every gradient of the kernels of Mamba-2's scan with the float64 loop."""
+    from vmamba_kernels import ssd_backward, ssd_forward
+
+    x = args["x"]
+    limit = limit or SSD_TOLERANCE[x.device.type][x.dtype]
+    truth = {n: t.detach().double().requires_grad_() if isinstance(t, torch.Tensor) else t for n, t in args.items()}
+    expected, expected_last = ssd_reference(*truth.values())
+    y, last = ssd_forward(*args.values())
+    assert y.dtype == x.dtype
+    check_close("y", y, expected.detach(), limit)
+    check_close("last state", last, expected_last.detach(), limit)
+    if not grads:
+        return
+    dy, dlast = torch.randn_like(y), torch.randn_like(last)
+    ((expected * dy.double()).sum() + (expected_last * dlast).sum()).backward()
+    got = ssd_backward(dy, *args.values(), last_state=last, dlast_state=dlast)
+    for name, gradient in got._asdict().items():
+        if args[name] is None:
+            assert gradient is None
+            continue
+        assert gradient.dtype == args[name].dtype
+        check_close(f"gradient to {name}", gradient, truth[name].grad, limit)
+
+
+def check_neighborhood(q, k, v, bias, window, dilated) -> None:
+    """Compare the kernels of neighbourhood attention with a masked matrix of all positions, and every gradient."""
+    from vmamba_kernels import (
+        neighborhood_apply_backward,
+        neighborhood_apply_forward,
+        neighborhood_weights_backward,
+        neighborhood_weights_forward,
+    )
+
+    limit = SSD_TOLERANCE[q.device.type][q.dtype]  # weights are rounded between the two halves, and so are sums
+    truth = [t.detach().double().requires_grad_() for t in (q, k, v, bias)]
+    expected = neighborhood_reference(*truth, window, dilated)
+    weights = neighborhood_weights_forward(q, k, bias, window, dilated)
+    y = neighborhood_apply_forward(weights, v, window, dilated)
+    check_close("y", y, expected.detach(), limit)
+    dy = torch.randn_like(y)
+    expected.backward(dy.double())
+    dweights, dv = neighborhood_apply_backward(dy, weights, v, window, dilated)
+    dq, dk, _ = neighborhood_weights_backward(dweights, weights, q, k, window, dilated)
+    for name, got, wanted in zip("qkv", (dq, dk, dv), truth, strict=False):
+        check_close(f"gradient to {name}", got, wanted.grad, limit)
 
 
 def merge_norm_reference(parts, weight, bias, gate, eps=1e-5) -> torch.Tensor:

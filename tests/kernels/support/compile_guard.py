@@ -20,13 +20,17 @@ from vmamba_kernels._scan_backward import scan_bwd_kernel
 from vmamba_kernels._scan_forward import scan_fwd_kernel
 from vmamba_kernels._ss2d_backward import ss2d_bwd_kernel_n1
 from vmamba_kernels._ss2d_forward import ss2d_fwd_kernel_n1
+from vmamba_kernels._ssd_backward import ssd_backward_kernel, ssd_group_kernel
+from vmamba_kernels._ssd_forward import ssd_forward_kernel, ssd_states_kernel
 from vmamba_kernels.configs import SCAN_REGISTERS, config, states_at_a_time
+from vmamba_kernels.neighborhood import gather_kernel, scores_backward_kernel, spread_kernel, weights_kernel
 from vmamba_kernels.state_shapes import SCAN_TILE, TILE
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 FLOAT32 = {
     "dt_weight_ptr", "dt_bias_ptr", "a_log_ptr", "d_skip_ptr", "entry_ptr", "dbc_ptr", "dvec_ptr", "weight_ptr",
-    "bias_ptr", "a_ptr", "bc_ptr", "skip_ptr", "running_ptr", "scratch_ptr", "carry_ptr", "da_ptr",
+    "bias_ptr", "a_ptr", "bc_ptr", "skip_ptr", "running_ptr", "scratch_ptr", "carry_ptr", "da_ptr", "start_ptr",
+    "last_ptr", "ends_ptr", "decay_ptr", "dskip_ptr",
 }  # fmt: skip
 SS2D = {
     "ORDER": 2, "K": 4, "HAS_C": True, "HAS_BIAS": True, "HAS_SKIP": True,
@@ -47,9 +51,20 @@ def _scan(walk: str) -> dict:
     return {**SCAN, "NB": states_at_a_time(SCAN["N"], walk), "R": 12}
 
 
+def _ssd(tile: int, warps: int, **how) -> dict:
+    """One head of VMamba-T on Mamba-2, of 16 channels and 64 states, in a group of 6."""
+    return {
+        "H": 24, "HEADS": 6, "P": 16, "N": 64, "BP": 16, "BN": 64, "T": tile, "HAS_SKIP": True, "HAS_BIAS": True,
+        "SOFTPLUS": True, "HAS_START": True, "CAUSAL": True, "PRECISION": "bf16", "FAST": True, "WARPS": warps, **how,
+    }  # fmt: skip
+
+
+# windows of the first stage of A2Mamba-T
+WINDOWS = {"D": 24, "BD": 32, "K": 11, "J": 16, "Q": 16, "WARPS": 4}
+
 TARGETS = (90, 80)
 # name -> kernel, constants, elements (channel, visit) that one lane does per pass of the loop that is counted,
-# and which loop that is: the longest, or the innermost one over states
+# and which loop that is: the longest, the innermost one over states, or none but the whole kernel
 CASES = {
     "ss2d_fwd_d96_r6": (ss2d_fwd_kernel_n1, _ss2d("ss2d_fwd", 96, 6, True), TILE, max),
     "ss2d_fwd_d192_r12": (ss2d_fwd_kernel_n1, _ss2d("ss2d_fwd", 192, 12, True), TILE, max),
@@ -59,12 +74,23 @@ CASES = {
     "ss2d_bwd_d768_r48": (ss2d_bwd_kernel_n1, _ss2d("ss2d_bwd", 768, 48, False), TILE, max),
     "scan_fwd_r12": (scan_fwd_kernel, _scan("forward"), SCAN_TILE * states_at_a_time(16, "forward"), min),
     "scan_bwd_r12": (scan_bwd_kernel, _scan("backward"), SCAN_TILE * states_at_a_time(16, "backward"), sorted),
+    "ssd_forward": (ssd_forward_kernel, _ssd(32, 4, LAST=True), 32 * 16 / 128, max),
+    "ssd_states": (ssd_states_kernel, _ssd(64, 4, SAVE=True, ENDS=True, REVERSE=False), 64 * 16 / 128, max),
+    "ssd_backward": (ssd_backward_kernel, _ssd(64, 4), 64 * 16 / 128, None),
+    "ssd_group": (ssd_group_kernel, _ssd(64, 8), 64 * 16 / 256, max),
+    "neighborhood_weights": (weights_kernel, WINDOWS, 16 * 11 * 16 * 32 / 128, None),
+    "neighborhood_scores_backward": (scores_backward_kernel, WINDOWS, 16 * 11 * 16 * 32 / 128, None),
+    "neighborhood_gather": (gather_kernel, {**WINDOWS, "DOTS": False}, 16 * 16 * 32 / 128, max),
+    "neighborhood_dots": (gather_kernel, {**WINDOWS, "DOTS": True}, 16 * 16 * 32 / 128, max),
+    "neighborhood_spread": (spread_kernel, {**WINDOWS, "J": 32, "Q": 8}, 8 * 32 * 32 / 128, max),
 }
 
 
 def machine_code(kernel, constants: dict, target: int = 90) -> tuple[str, str]:
     """SASS of the kernel for sm_<target>, and what ptxas reports about its resources."""
+    warps = constants.get("WARPS", 1)
     constants = {n: v for n, v in constants.items() if n in kernel.arg_names}
+    of_scan = "N" in constants and "P" not in constants
     types, aligned = {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in constants:
@@ -72,14 +98,14 @@ def machine_code(kernel, constants: dict, target: int = 90) -> tuple[str, str]:
         elif name == "index_ptr":
             types[name] = "*i32"
         elif name.endswith("_ptr"):
-            types[name] = "*fp32" if name in FLOAT32 or (name == "states_ptr" and "N" in constants) else "*bf16"
+            types[name] = "*fp32" if name in FLOAT32 or (name == "states_ptr" and of_scan) else "*bf16"
             aligned[(i,)] = [["tt.divisibility", 16]]
         else:
             types[name] = "i64" if name == "reciprocal" else "i32"
             if re.match(r"d?[xyz]_s[blgk]$", name):
                 aligned[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned)
-    options = {"num_warps": 1, "num_stages": 1, "maxnreg": SCAN_REGISTERS if "N" in constants else None}
+    options = {"num_warps": warps, "num_stages": 1, "maxnreg": SCAN_REGISTERS if of_scan else None}
     compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
         cubin, ptx = Path(folder, "k.cubin"), Path(folder, "k.ptx")
@@ -92,6 +118,12 @@ def machine_code(kernel, constants: dict, target: int = 90) -> tuple[str, str]:
     return sass, report
 
 
+def opcodes(text: str) -> list[str]:
+    """Names of the instructions in some lines of SASS."""
+    found = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", text, re.M)
+    return [code for code in found if code != "NOP"]
+
+
 def loops(sass: str) -> list[list[str]]:
     """Opcodes of every loop: what lies between a label and a branch back to it."""
     lines, labels, found = sass.splitlines(), {}, []
@@ -99,9 +131,7 @@ def loops(sass: str) -> list[list[str]]:
         if label := re.match(r"(\.L_x_\d+):", line):
             labels[label[1]] = i
         if (back := re.search(r"BRA `\((\.L_x_\d+)\)", line)) and back[1] in labels:
-            text = "\n".join(lines[labels[back[1]] : i + 1])
-            opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", text, re.M)
-            found.append([code for code in opcodes if code != "NOP"])
+            found.append(opcodes("\n".join(lines[labels[back[1]] : i + 1])))
     return [loop for loop in found if len(loop) > 64]
 
 
@@ -111,7 +141,7 @@ def inspect(name: str, target: int = 90) -> dict:
     sass, report = machine_code(kernel, constants, target)
     found = loops(sass)
     # the backward over states is the second of the two innermost loops
-    loop = sorted(found, key=len)[1] if which is sorted else which(found, key=len)
+    loop = opcodes(sass) if which is None else sorted(found, key=len)[1] if which is sorted else which(found, key=len)
     return {
         "registers": int(re.search(r"Used (\d+) registers", report)[1]),
         "spilled_bytes": int(re.search(r"(\d+) bytes spill stores", report)[1]),

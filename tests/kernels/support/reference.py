@@ -68,3 +68,45 @@ def selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus
     if z is not None:
         y = y * F.silu(z.double())
     return y, h
+
+
+def ssd_reference(x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, causal):
+    """Output [B, L, H, P] and last state [B, H, P, N] of Mamba-2's scan, in float64; B and C [B, L, G, N]."""
+    x, dt, A, B, C = (t.double() for t in (x, dt, A, B, C))
+    if dt_bias is not None:
+        dt = dt + dt_bias.double()
+    if dt_softplus:
+        dt = F.softplus(dt, threshold=40)
+    B, C = (t.repeat_interleave(x.shape[2] // B.shape[2], 2) for t in (B, C))
+    drive = torch.einsum("blh,blhp,blhn->blhpn", dt, x, B)
+    h = torch.zeros_like(drive[:, 0]) if initial_state is None else initial_state.double()
+    states = []
+    for t in range(x.shape[1]):
+        h = (torch.exp(dt[:, t] * A)[..., None, None] * h if causal else h) + drive[:, t] * (
+            1 if causal else -A[:, None, None])
+        states.append(h)
+    states = torch.stack(states, 1) if causal else h[:, None].expand_as(drive)
+    y = torch.einsum("blhpn,blhn->blhp", states, C)
+    if D is not None:
+        y = y + x * (D.double() if D.dim() == 2 else D.double()[:, None])
+    return y, h
+
+
+def neighborhood_reference(q, k, v, bias, window, dilated):
+    """Sums over windows [B, H, W, n, D] in float64, as attention among all positions with a mask."""
+    q, k, v, bias = (t.double() for t in (q, k, v, bias))
+    axes = []
+    for extent in q.shape[1:3]:
+        dilation = max(1, min(extent // window, window)) if dilated else 1
+        distance = torch.full((extent, extent), -1)
+        for i in range(extent):
+            own = list(range(i % dilation, extent, dilation))
+            rank = own.index(i)
+            start = max(0, min(rank - window // 2, len(own) - window))
+            for j in range(start, min(start + window, len(own))):
+                distance[i, own[j]] = j - rank + window - 1
+        axes.append(distance.to(q.device))
+    rows, columns = axes[0][:, None, :, None], axes[1][None, :, None, :]  # [H, 1, H, 1], [1, W, 1, W]
+    mask = bias[:, rows.clamp(min=0), columns.clamp(min=0)].masked_fill((rows < 0) | (columns < 0), float("-inf"))
+    scores = torch.einsum("bhwnd,bijnd->bnhwij", q, k) + mask
+    return torch.einsum("bnhwij,bijnd->bhwnd", scores.flatten(4).softmax(-1).view(scores.shape), v)

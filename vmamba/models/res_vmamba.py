@@ -7,7 +7,7 @@ implementation is our own, written from a description.
 
 The published code makes the projections of its shortcuts anew, with random weights, in every forward pass: they are
 neither trained nor stored, and no result of it can be reproduced. Here they are parameters like any other. A published
-checkpoint has none, so it is one of ``vmamba_small_v0`` with 241 classes, and loads into that.
+checkpoint has none, so it loads with 241 classes and ``residual="none"``, which is ``vmamba_small_v0``.
 """
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vmamba._timm import generate_default_cfgs, register_model
+from vmamba._timm import generate_default_cfgs, register_model, register_model_deprecations
 
 from ._cfg import classifier_cfg
 from ._checkpoint import open_envelope
@@ -26,7 +26,7 @@ from .vmamba import checkpoint_filter_fn as vmamba_filter_fn
 
 __all__ = ["ResVMamba"]
 
-RESIDUALS = ("stage", "stem")
+RESIDUALS = ("stage", "stem", "none")
 
 
 class ResVMamba(VMamba):
@@ -35,7 +35,7 @@ class ResVMamba(VMamba):
     Args:
         residual: "stage", as in the published code: what enters a stage, at half the size, is added to what enters the
             next. "stem", as in the paper's figure: the stem's map, at the size of each, is added to the maps of all
-            stages but the last. Maps shrink by 2x2 maxima and widen by a learned projection.
+            stages but the last. Maps shrink by 2x2 maxima and widen by a learned projection. "none" for no shortcut.
         kwargs: Arguments of :class:`vmamba.models.vmamba.VMamba`.
 
     Raises:
@@ -46,9 +46,9 @@ class ResVMamba(VMamba):
         super().__init__(**kwargs)
         if residual not in RESIDUALS:
             raise ValueError(f"residual is {residual!r}, but needs one of {', '.join(map(repr, RESIDUALS))}")
-        self.from_stem = residual == "stem"
+        self.residual = residual
         dims = [info["num_chs"] for info in self.feature_info]
-        used = len(dims) - (2 if self.from_stem else 1)
+        used = {"stage": len(dims) - 1, "stem": len(dims) - 2, "none": 0}[residual]  # others would never be trained
         dd: dict[str, Any] = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
         self.res_proj = nn.ModuleList(
             nn.Linear(dims[i], dims[i + 1], **dd) if i < used else nn.Identity() for i in range(len(dims)))
@@ -68,14 +68,15 @@ class ResVMamba(VMamba):
             i = len(maps)
             if i < count:
                 x = stage.downsample(x)  # type: ignore[operator]
-                if not self.from_stem:
+                if self.residual == "stage":
                     x = x + shortcut if i > 0 else x
                     shortcut = x
                 x = stage.run_blocks(x)  # type: ignore[operator]
-                if self.from_stem and i < 3:
+                if self.residual == "stem" and i < 3:
                     x = x + shortcut
                 maps.append(x)
-                shortcut = project(_halve(shortcut))
+                if self.residual != "none":
+                    shortcut = project(_halve(shortcut))
         return maps
 
     def prune_intermediate_layers(
@@ -105,13 +106,15 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     """Bring a checkpoint with VMamba's official names to this implementation's, as VMamba's own filter does.
 
     Raises:
-        RuntimeError: The checkpoint does not fit, or has no projections as those that were published.
+        RuntimeError: The checkpoint does not fit, or the model has shortcuts and the checkpoint has no projections, as
+            those that were published.
     """
     state = open_envelope(state_dict)
-    if not any(k.startswith("res_proj.") for k in state):
+    needed = any(k.startswith("res_proj.") for k in model.state_dict())
+    if needed and not any(k.startswith("res_proj.") for k in state):
         raise RuntimeError(
             "the checkpoint has no res_proj and nothing was loaded: the published code never stored its random "
-            "projections; load the file into a VMamba of the first release, e.g. vmamba_small_v0 with num_classes=241")
+            "projections; load the file with residual='none' and num_classes=241, which is vmamba_small_v0")
     return vmamba_filter_fn(state, model)
 
 
@@ -123,12 +126,12 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs({
-    "resvmamba_tiny.untrained": _cfg(),
-    "resvmamba_small.untrained": _cfg(
+    "res_vmamba_tiny.untrained": _cfg(),
+    "res_vmamba_small.untrained": _cfg(
         origin_url="https://github.com/ChiShengChen/ResVMamba",
         notes=("81.70 % top-1 on CNFOOD-241 were published, with random projections that were never trained",)),
-    "resvmamba_base.untrained": _cfg(),
-    "test_resvmamba.untrained": _cfg(input_size=(3, 160, 160), pool_size=(5, 5)),
+    "res_vmamba_base.untrained": _cfg(),
+    "test_res_vmamba.untrained": _cfg(input_size=(3, 160, 160), pool_size=(5, 5)),
 })
 
 
@@ -138,25 +141,33 @@ def _create(variant: str, pretrained: bool, model_args: dict[str, Any], **kwargs
 
 
 @register_model
-def resvmamba_tiny(pretrained: bool = False, **kwargs: Any) -> ResVMamba:
+def res_vmamba_tiny(pretrained: bool = False, **kwargs: Any) -> ResVMamba:
     """Res-VMamba on the tiny trunk: 23.3 M parameters; not published."""
-    return _create("resvmamba_tiny", pretrained, {"dims": doubling(96), "depths": (2, 2, 9, 2)}, **kwargs)
+    return _create("res_vmamba_tiny", pretrained, {"dims": doubling(96), "depths": (2, 2, 9, 2)}, **kwargs)
 
 
 @register_model
-def resvmamba_small(pretrained: bool = False, **kwargs: Any) -> ResVMamba:
+def res_vmamba_small(pretrained: bool = False, **kwargs: Any) -> ResVMamba:
     """Res-VMamba-S: 44.8 M parameters."""
-    return _create("resvmamba_small", pretrained, {"dims": doubling(96), "depths": (2, 2, 27, 2)}, **kwargs)
+    return _create("res_vmamba_small", pretrained, {"dims": doubling(96), "depths": (2, 2, 27, 2)}, **kwargs)
 
 
 @register_model
-def resvmamba_base(pretrained: bool = False, **kwargs: Any) -> ResVMamba:
+def res_vmamba_base(pretrained: bool = False, **kwargs: Any) -> ResVMamba:
     """Res-VMamba on the base trunk: 76.9 M parameters; not published."""
-    return _create("resvmamba_base", pretrained, {"dims": doubling(128), "depths": (2, 2, 27, 2)}, **kwargs)
+    return _create("res_vmamba_base", pretrained, {"dims": doubling(128), "depths": (2, 2, 27, 2)}, **kwargs)
 
 
 @register_model
-def test_resvmamba(pretrained: bool = False, **kwargs: Any) -> ResVMamba:  # noqa: PT028  (a model, not a test)
+def test_res_vmamba(pretrained: bool = False, **kwargs: Any) -> ResVMamba:  # noqa: PT028  (a model, not a test)
     """A minimal Res-VMamba for tests."""
     model_args = {"dims": (16, 24, 32, 48), "depths": (1, 2, 2, 1), "d_state": 4}
-    return _create("test_resvmamba", pretrained, model_args, **kwargs)
+    return _create("test_res_vmamba", pretrained, model_args, **kwargs)
+
+
+# the former names
+register_model_deprecations(__name__, {
+    "resvmamba_tiny": "res_vmamba_tiny",
+    "resvmamba_small": "res_vmamba_small",
+    "resvmamba_base": "res_vmamba_base",
+})
