@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from vmamba.train import fit
@@ -46,6 +47,28 @@ def test_two_processes_equal_one(image_folder, small_flags, tmp_path):
         assert losses(tmp_path / other / "run") == pytest.approx(one, rel=1e-6)
     with open(tmp_path / "two" / "run" / "confusion.csv", newline="") as file:
         assert [sum(map(int, row[1:])) for row in list(csv.reader(file))[1:]] == [5, 5, 5]
+
+
+def test_sharded_processes_equal_one(image_folder, small_flags, tmp_path):
+    """FSDP2 with accumulation, clipping and averaged weights; the second half is trained by one process, unsharded."""
+    more = ["--epochs", "4", "--log-interval", "1", "--hflip", "0.5", "--model-ema", "--model-ema-decay", "0.9",
+            "--clip-grad", "1"]
+    assert fit.main(small_flags(image_folder, tmp_path / "one", *more)) == 0
+    for flags, epochs in (("--stop-epoch 1", 1), ("--resume RUN --stop-epoch 2", 2)):   # saved and loaded, sharded
+        flags = flags.replace("RUN", str(tmp_path / "two" / "run")).split()
+        process = start([*small_flags(image_folder, tmp_path / "two", *more), *flags, "--fsdp", "-b", "4",
+                         "--grad-accum-steps", "2"])
+        output, error = process.communicate(timeout=500)
+        assert process.returncode == 0, error
+        assert f"stopped after epoch {epochs} of 4" in output
+    one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
+    assert fit.main(["--resume", str(two), "--no-fsdp", "-b", "16", "--grad-accum-steps", "1"]) == 0
+    assert losses(two) == pytest.approx(losses(one), rel=1e-6)
+    for name in ("last", "last_ema"):
+        left, right = load_file(one / f"{name}.safetensors"), load_file(two / f"{name}.safetensors")
+        assert left.keys() == right.keys()
+        for key in left:
+            torch.testing.assert_close(right[key], left[key], rtol=1e-4, atol=1e-6)
 
 
 def test_all_stop_together_and_resume_with_another_number_of_processes(image_folder, small_flags, tmp_path):

@@ -95,8 +95,7 @@ def train_parser() -> Parser:
     _add_schedule(parser.add_argument_group("schedule"))
     _add_augmentation(parser.add_argument_group("augmentation and regularisation"))
     _add_distillation(parser.add_argument_group("distillation"))
-    add_device_arguments(parser).add_argument(
-        "--compile", action=_Bool, default=False, help="compile the model with torch.compile")
+    _extend_device(add_device_arguments(parser))
     _add_run(parser.add_argument_group("run"))
     return parser
 
@@ -119,6 +118,13 @@ def _extend_model(group: argparse._ArgumentGroup) -> None:
     add("--drop-path", type=float, metavar="P", help="stochastic depth rate of the last block")
     add("--grad-checkpointing", action=_Bool, default=False, help="recompute activations: less memory, more time")
     add("--channels-last", action=_Bool, default=False, help="channels-last memory format of the input")
+
+
+def _extend_device(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--compile", action=_Bool, default=False, help="compile the model with torch.compile")
+    add("--fsdp", action=_Bool, default=False,
+        help="split parameters, average and optimiser over the processes (FSDP2), for models that fill a device")
 
 
 def _add_optimisation(group: argparse._ArgumentGroup) -> None:
@@ -280,6 +286,8 @@ def _check_ranges(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 0:
             raise UserError(f"--{name.replace('_', '-')} must not be negative, not {value}")
+    if args.fsdp and args.clip_mode == "agc":
+        raise UserError("--clip-mode agc needs whole parameters: it cannot be used with --fsdp")
     if args.kd_temperature <= 0:
         raise UserError(f"--kd-temperature must be above 0, not {args.kd_temperature}")
     for name in ("drop", "drop_path", "hflip", "vflip", "reprob", "mixup_prob", "mixup_switch_prob", "smoothing",

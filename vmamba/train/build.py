@@ -64,6 +64,8 @@ def build_run(args: argparse.Namespace, directory: RunDirectory, device: torch.d
     """
     if not args.model:
         raise UserError("no model: give --model NAME")
+    if args.fsdp and not args.distributed:
+        raise UserError("--fsdp splits a model over several processes: start tools/train.py with torchrun")
     seed_all(args.seed)
     train_set, eval_set, names = _create_datasets(args)
     num_classes = args.num_classes or (len(names) if names else None)
@@ -87,7 +89,7 @@ def build_run(args: argparse.Namespace, directory: RunDirectory, device: torch.d
     task = create_task(args, model, device, data_config, soft_targets=mixup is not None)
     steps = -(-len(train_loader) // args.grad_accum_steps)
     optimisation, epochs = _create_optimisation(args, model, steps)
-    if args.distributed:
+    if args.distributed and not args.fsdp:
         task.prepare_distributed(device_ids=[device] if device.type == "cuda" else None)
     return Run(args, directory, task, optimisation, train_loader, eval_loader, description, epochs, steps)
 

@@ -20,7 +20,7 @@ from .logs import RunLog, write_environment
 from .loop import EpochTrainer, create_autocast
 from .reports import next_commands, plot_confusion, plot_curves, write_classes, write_confusion
 from .run_directory import RunDirectory, atomic_path, check_writable
-from .state import restore_run, save_run, save_run_weights, step_schedule
+from .state import restore_run, run_weights, save_run, save_run_weights, step_schedule
 from .stop import EXIT_STOPPED, StoppedRun, StopRequest
 from .tasks import SelfDistillationTask
 
@@ -154,6 +154,7 @@ def _train_epoch(run: Run, trainer: EpochTrainer, log: RunLog | None) -> None:
                 distribute_bn(run.task.get_eval_model(ema=True), args.world_size, reduce=False)
     results = {ema: _evaluate(run, ema, trainer) for ema in ([False, True] if args.model_ema else [False])}
     chosen, lr, loss = results[args.model_ema], run.optimisation.lr, progress.loss
+    weights = {ema: run_weights(run, ema) for ema in results}
     improved = chosen.top1 > progress.best
     progress.best = max(progress.best, chosen.top1)
     progress.next_epoch()
@@ -162,7 +163,7 @@ def _train_epoch(run: Run, trainer: EpochTrainer, log: RunLog | None) -> None:
         metrics = {**results[False].metrics("eval_"), **(results[True].metrics("eval_ema_") if args.model_ema else {})}
         # before the state: what a resumed run finds in the table beyond its state, it drops and makes again
         log.epoch({"epoch": epoch, "train_loss": loss, "train_images_per_second": speed, **metrics, "lr": lr})
-        save_run_weights(run, results, improved)
+        save_run_weights(run, results, weights, improved)
         if improved and chosen.confusion is not None:
             write_confusion(run.directory.confusion_table, chosen.confusion, run.description.label_names)
             write_classes(run.directory.classes, chosen.confusion, run.description.label_names)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data.order import seed_all
 from ..errors import UserError, require
+from .sharding import no_sync, whole_tensor
 from .stop import StoppedRun, StopRequest
 
 __all__ = ["EpochTrainer", "Optimisation", "Progress", "create_autocast"]
@@ -162,7 +163,7 @@ class EpochTrainer:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             seed_all(self.args.seed, progress.epoch, self.args.rank, progress.step * accumulate + part, 1)
             last = part + 1 == count
-            with nullcontext() if last else self.task.no_sync():
+            with nullcontext() if last else no_sync(self.task):
                 with self.autocast:
                     loss = self.task(inputs, targets)["loss"]
                 stepped = self._backward(loss / count, parameters, last)
@@ -189,7 +190,7 @@ class EpochTrainer:
         if args.max_skipped_steps:
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             # the same in every process: the gradients have been averaged
-            if not torch.nn.utils.get_total_norm(gradients).isfinite():
+            if not whole_tensor(torch.nn.utils.get_total_norm(gradients)).isfinite():
                 return False
         if args.clip_grad is not None:
             dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)

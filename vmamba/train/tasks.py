@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from ..errors import UserError
 from .checkpoint import load_weights
 from .model import build_classifier
+from .sharding import shard_task
 
 __all__ = ["SelfDistillationTask", "create_task", "freeze_stages"]
 
@@ -95,6 +96,8 @@ def create_task(
         task = ClassificationTask(model, **common)
     if args.model_ema:
         task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+    if args.fsdp:
+        shard_task(task, device)
     if args.compile:
         task.compile()
     return task
