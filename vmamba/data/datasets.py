@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch.utils.data import Dataset
 
 from ..errors import UserError, near_names
 from .bundled import BUNDLED, TRAIN_NAMES, VALIDATION_NAMES, BundledDataset
+from .cache import ImageCache
 
-__all__ = ["UNREADABLE", "UnreadableImageError", "class_names", "create_dataset", "dataset_errors"]
+__all__ = ["UNREADABLE", "UnreadableImageError", "class_names", "create_dataset", "dataset_errors", "share_out"]
 
 # what PIL raises for files that are no image, truncated or damaged
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -36,13 +38,19 @@ class UnreadableImageError(UserError):
 class _StrictImageDataset(ImageDataset):
     """timm's `ImageDataset`, but an unreadable image is an error instead of being replaced by its neighbour."""
 
+    cache: ImageCache | None = None
+
+    def _read(self, index: int) -> tuple[Image.Image, int | None]:
+        file, target, *_ = self.reader[index]
+        with file:
+            return Image.open(file).convert(self.input_img_mode), target
+
     def __getitem__(self, index: int) -> tuple[Any, int]:
+        image: Any
         try:
-            file, target, *_ = self.reader[index]
-            with file:
-                image: Any = Image.open(file).convert(self.input_img_mode)
+            image, target = self._read(index) if self.cache is None else self.cache.get(index, self._read)
         except UNREADABLE as error:
-            name = self.filename(index, absolute=True)
+            name = self.filename(index, absolute=True) or f"number {index}"
             raise UnreadableImageError(f"cannot read image {name}: {error}") from None
         if self.transform is not None:
             image = self.transform(image)
@@ -91,6 +99,7 @@ def create_dataset(
     is_training: bool = False,
     class_map: str | dict[str, int] | None = None,
     input_img_mode: str = "RGB",
+    cache: str | None = None,
     **kwargs: Any,
 ) -> Dataset:
     """Opens one split of a dataset.
@@ -105,11 +114,14 @@ def create_dataset(
         class_map: for folders. A dict class name -> index must name every folder; a text file with one class
             name a line may choose some of them.
         input_img_mode: PIL mode the images are converted to.
+        cache: folder for decoded images, see `ImageCache`.
         **kwargs: passed to `timm.data.create_dataset`.
 
     Raises:
         UserError: unknown name, missing or empty folder, empty class folder, or timm refuses the dataset.
     """
+    if cache and name:
+        raise UserError("--data-cache is for image folders and tar files")
     if name in BUNDLED:
         return BundledDataset(name, split, input_img_mode)
     prefix = name.partition("/")[0].lower() if "/" in name else ""
@@ -137,7 +149,38 @@ def create_dataset(
         return dataset
     if not name:
         _check_folder(dataset.reader, class_map)
-    return _StrictImageDataset(root, reader=dataset.reader, input_img_mode=input_img_mode)
+    strict = _StrictImageDataset(root, reader=dataset.reader, input_img_mode=input_img_mode)
+    strict.cache = ImageCache(cache, strict, input_img_mode) if cache else None
+    return strict
+
+
+class _EveryNth:
+    """A reader that gives each n-th image of another: the share of one of n processes."""
+
+    def __init__(self, reader: Any, rank: int, world_size: int):
+        self.reader, self.rank, self.world_size = reader, rank, world_size
+        # timm's own shares may miss images at their ends, or repeat some
+        reader.dist_rank, reader.dist_num_replicas = 0, 1
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.reader), self.rank, None, self.world_size)
+
+    def __len__(self) -> int:
+        return -(-len(self.reader) // self.world_size)
+
+    def set_epoch(self, count: int) -> None:
+        self.reader.set_epoch(count)
+
+    def set_loader_cfg(self, num_workers: int | None = None) -> None:
+        self.reader.set_loader_cfg(num_workers=num_workers)
+
+
+def share_out(dataset: Any, rank: int, world_size: int) -> None:
+    """Lets each process evaluate its part of a dataset that can only be read from the beginning, each image once.
+
+    Every process reads all of it.
+    """
+    dataset.reader = _EveryNth(dataset.reader, rank, world_size)
 
 
 def _tar_of_split(root: Path, split: str) -> Path:

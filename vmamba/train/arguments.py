@@ -9,6 +9,7 @@ import torch
 from timm.utils import ParseKwargs
 
 from ..data import BUNDLED
+from ..data.augmentation import read_transforms
 from ..errors import UserError
 from .config import load_config
 from .run_directory import RunDirectory
@@ -45,6 +46,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     add("--dataset", default="", metavar="NAME",
         help=f"bundled dataset ({', '.join(BUNDLED)}) or timm name with prefix (torch/, hfds/, hfids/, tfds/, wds/)")
     add("--dataset-download", action=_Bool, default=False, help="let the dataset download itself if it can")
+    add("--data-cache", metavar="DIR", help="folder that keeps decoded images, on a fast disk or in /dev/shm")
     add("--class-map", default="", metavar="FILE", help="text file with one class name a line; the line is the index")
     add("--input-img-mode", metavar="MODE", help="PIL mode of the images (default: RGB, or L for one channel)")
     add("--input-key", metavar="KEY", help="dataset key (or file types) of the images")
@@ -167,9 +169,10 @@ def _add_schedule(group: argparse._ArgumentGroup) -> None:
 
 def _add_augmentation(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--aug", choices=("timm", "albumentations"), default="timm",
-        help="timm: the options up to --aa; albumentations: --aug-config in their place")
-    add("--aug-config", metavar="FILE", help="YAML list of albumentations' transforms")
+    add("--aug", choices=("timm", "albumentations", "torchvision"), default="timm",
+        help="timm: the options up to --aa; the others: --aug-config in their place")
+    add("--aug-config", type=read_transforms, metavar="FILE",
+        help="YAML list of transforms of albumentations or torchvision.transforms.v2; in a YAML config the list itself")
     add("--no-aug", action=_Bool, default=False, help="no augmentation of the training images")
     add("--train-crop-mode", choices=("rrc", "rkrc", "rkrr"), help="training crop")
     add("--train-interpolation", choices=("random", "bilinear", "bicubic", "nearest"), help="training resize")
@@ -223,6 +226,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     add("--threads", type=int, metavar="N", help="CPU threads of PyTorch in the main process (default: its own choice)")
     add("--log-interval", type=int, default=10, metavar="N", help="steps between rows of steps.csv")
     add("--tensorboard", action=_Bool, default=False, help="write events for TensorBoard as well")
+    add("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases as well")
 
 
 def parse_train_arguments(argv: Sequence[str] | None, recipes: Path | None = None) -> argparse.Namespace:

@@ -112,6 +112,8 @@ def _check(args: argparse.Namespace) -> str:
             if not name.lower().endswith(ending) or Path(name).is_dir():
                 raise UserError(f"output file {name} must be a file that ends in {ending}")
             check_writable(Path(name).parent)
+    if args.data_cache:
+        check_writable(Path(args.data_cache))
     return table_format(args.results_file, args.results_format)
 
 
@@ -176,7 +178,7 @@ def _create_dataset(args: argparse.Namespace, description: Description) -> Any:
     mode = args.input_img_mode or ("L" if description.data_config["input_size"][0] == 1 else "RGB")
     return create_dataset(name, args.data_dir, args.split, class_map=class_map, input_img_mode=mode,
                           download=args.dataset_download, batch_size=args.batch_size, input_key=args.input_key,
-                          target_key=args.target_key)
+                          target_key=args.target_key, cache=args.data_cache)
 
 
 def _row(
