@@ -18,11 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from vmamba.train import fit, validate
+from vmamba.train.checkpoint import Description, save_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ["args.yaml", "classes.csv", "confusion.csv", "confusion.png", "curves.png", "environment.json",
-         "last.safetensors", "last_ema.safetensors", "model_best.safetensors", "model_best_ema.safetensors",
-         "resume.pt", "resume_previous.pt", "steps.csv", "summary.csv"]
+         "last.safetensors", "last_ema.safetensors", "mistakes.csv", "mistakes.png", "model_best.safetensors",
+         "model_best_ema.safetensors", "resume.pt", "resume_previous.pt", "steps.csv", "summary.csv"]
 
 
 def script(*argv, cwd=ROOT):
@@ -41,7 +42,7 @@ def test_run_directory(trained):
     assert sorted(path.name for path in trained.iterdir()) == FILES
     assert [row["epoch"] for row in rows(trained)] == ["0", "1"]
     assert {"train_loss", "eval_top1", "eval_top5", "eval_loss", "eval_ema_top1", "lr"} <= rows(trained)[0].keys()
-    for name in ("curves.png", "confusion.png"):
+    for name in ("curves.png", "confusion.png", "mistakes.png"):
         with Image.open(trained / name) as image:
             image.load()
             assert min(image.size) > 300
@@ -252,7 +253,27 @@ BAD = {
     "mesa": (None, ["--mesa", "1"], r"--mesa imitates the averaged weights: it needs --model-ema"),
     "teacher": (None, ["--kd-model", "resnet1"], r"unknown model 'resnet1'; near names: "),
     "temperature": (None, ["--kd-temperature", "0"], r"--kd-temperature must be above 0"),
-    "class-map": (None, ["--class-map", "/nonexistent.txt"], r"Cannot locate specified class map"),
+    "class-map": (None, ["--class-map", "/nonexistent.txt"], r"cannot read --class-map /nonexistent.txt: No such file"),
+    "class-map-pickle": (None, ["--class-map", "BAD/map.pkl"], r"map.pkl must be a text file with one class name"),
+    "class-map-twice": (None, ["--class-map", "BAD/twice.txt"], r"twice.txt has class one more than once"),
+    "class-map-empty": (None, ["--class-map", "BAD/empty.txt"], r"empty.txt has an empty line"),
+    "class-map-binary": (None, ["--class-map", "BAD/binary.txt"], r"cannot read --class-map \S+binary.txt: .*utf-8"),
+    "class-map-others": (None, ["--class-map", "BAD/others.txt"], r"Found 0 images|holds no images|known classes"),
+    "class-map-bundled": (None, ["--dataset", "digits", "--class-map", "BAD/twice.txt"], r"digits has its classes"),
+    "cache-kind": (None, ["--dataset", "digits", "--data-cache", "OUT/cache"], r"--data-cache is for image folders"),
+    "cache-folder": (None, ["--data-cache", "/dev/null/x"], r"cannot write to output folder /dev/null/x"),
+    "aug-list": (None, ["--aug", "torchvision", "--aug-config", "BAD/transforms.yaml"],
+                 r"--aug-config: torchvision \S+ has no transform 'RandomFlip'; near names: "),
+    "fsdp": (None, ["--fsdp"], r"start tools/train.py with torchrun"),
+    "fsdp-clipping": (None, ["--fsdp", "--clip-mode", "agc"], r"--clip-mode agc needs whole parameters"),
+    "other-model's-weights": (None, ["--initial-checkpoint", "BAD/other.safetensors"], r"weights of \S+ do not fit"),
+    "weights-of-nothing": (None, ["--initial-checkpoint", "BAD/list.pth"], r"list.pth holds no weights"),
+    "changed-weights": (None, ["--initial-checkpoint", "BAD/changed.safetensors"], r"its SHA-256 is not the one"),
+    "folder-for-weights": (None, ["--initial-checkpoint", "BAD"], r"is a folder: give a file in it"),
+    "file-for-folder": (None, ["--data-dir", "BAD/base.yaml"], r"cannot open dataset|is a file"),
+    "own-base": (None, ["-c", "BAD/own_base.yaml"], r"own_base.yaml is its own base"),
+    "list-for-config": (None, ["-c", "BAD/transforms.yaml"], r"must be a mapping from option names to values"),
+    "workers": (None, ["--workers", "-1"], r"--workers must not be negative, not -1"),
     "auto-resume": (None, ["--auto-resume", "--overwrite"], r"--auto-resume needs --experiment NAME"),
     "recovery": (None, ["--recovery-interval", "-1"], r"--recovery-interval must not be negative"),
     "mean": (None, ["--mean", "0.1", "0.2"], r"--mean and --std need one value, or one for each of the 3 channels"),
@@ -267,6 +288,18 @@ def bad_files(folder):
     (folder / "value.yaml").write_text("epochs: many\n")
     (folder / "pickle.pth").write_bytes(pickle.dumps({"state_dict": Path("x")}, protocol=2))
     (folder / "half.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
+    (folder / "own_base.yaml").write_text("base: own_base.yaml\n")
+    (folder / "transforms.yaml").write_text("- {type: RandomFlip}\n")
+    (folder / "map.pkl").write_bytes(pickle.dumps({"one": 0, "two": 1, "three": 2}))
+    (folder / "twice.txt").write_text("one\ntwo\none\n")
+    (folder / "empty.txt").write_text("one\n\ntwo\n")
+    (folder / "others.txt").write_text("ant\nbee\n")
+    (folder / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    torch.save([1, 2], folder / "list.pth")
+    weights = {"a": torch.zeros(3)}
+    save_weights(folder / "other.safetensors", weights, Description("m", 3))
+    content = (folder / "other.safetensors").read_bytes()
+    (folder / "changed.safetensors").write_bytes(content[:-1] + b"\1")
 
 
 def test_bad_inputs_are_thirty_or_more():
@@ -277,7 +310,7 @@ def test_bad_inputs_are_thirty_or_more():
 def test_bad_input(case, own_folder, small_flags, tmp_path, capsys):
     change, flags, message = BAD[case]
     bad_files(tmp_path / "bad")
-    flags = [flag.replace("BAD", str(tmp_path / "bad")) for flag in flags]
+    flags = [flag.replace("BAD", str(tmp_path / "bad")).replace("OUT", str(tmp_path / "out")) for flag in flags]
     if change:
         change(own_folder)
     before = sorted(tmp_path.rglob("*"))
@@ -361,7 +394,78 @@ def test_script_reports_bad_input_in_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help():
+def test_mistakes_of_the_best_epoch(trained):
+    with open(trained / "mistakes.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    with open(trained / "confusion.csv", newline="") as file:
+        _, *confusion = csv.reader(file)
+    wrong = sum(int(value) for number, row in enumerate(confusion) for column, value in enumerate(row[1:])
+                if column != number)
+    assert len(table) == min(wrong, 24)
+    assert all(row["file"].startswith(row["class"] + "/") and row["label"] != row["predicted"] for row in table)
+    confidences = [float(row["confidence"]) for row in table]
+    assert confidences == sorted(confidences, reverse=True)
+
+
+class Wandb:
+    """What of Weights & Biases is used, which writes down what it is told."""
+
+    Error = RuntimeError
+
+    def __init__(self):
+        self.told = []
+
+    def init(self, **kwargs):
+        self.told.append(("init", kwargs))
+        return self
+
+    def log(self, values, step):
+        self.told.append((step, values))
+
+    def finish(self, exit_code):
+        self.told.append(("finish", exit_code))
+
+
+def test_weights_and_biases(image_folder, small_flags, tmp_path, monkeypatch):
+    """Steps and epochs arrive in order, and a resumed run goes on under its number."""
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    flags = small_flags(image_folder, tmp_path, "--wandb", "mine", "--log-interval", "1")
+    assert fit.main([*flags, "--stop-epoch", "1"]) == 0
+    assert fit.main(["--resume", str(tmp_path / "run")]) == 0
+    starts = [kwargs for kind, kwargs in wandb.told if kind == "init"]
+    assert [start["project"] for start in starts] == ["mine", "mine"]
+    assert starts[0]["id"] == starts[1]["id"]
+    assert starts[0]["config"]["model"] == "test_vmamba"
+    assert [kind for kind, _ in wandb.told] == ["init", 1, 2, 3, 3, "finish", "init", 4, 5, 6, 6, "finish"]
+    steps = [values["step/loss"] for kind, values in wandb.told if isinstance(kind, int) and "step/loss" in values]
+    with open(tmp_path / "run" / "steps.csv", newline="") as file:
+        assert steps == [float(row["loss"]) for row in csv.DictReader(file)]
+    assert [code for kind, code in wandb.told if kind == "finish"] == [0, 0]
+
+
+def test_weights_and_biases_cannot_be_used(image_folder, small_flags, tmp_path, monkeypatch, capsys):
+    flags = small_flags(image_folder, tmp_path, "--wandb", "mine")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert fit.main(flags) == 2
+    assert "wandb is not installed; install it with: pip install 'vmamba[wandb]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+    def refuse(**kwargs):
+        raise wandb.Error("no key")
+
+    wandb = Wandb()
+    monkeypatch.setattr(wandb, "init", refuse)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    assert fit.main(flags) == 2
+    assert "cannot start Weights & Biases: no key; WANDB_MODE=offline needs no account" in capsys.readouterr().err
+
+
+def test_help_is_in_groups():
     done = script("--help")
     assert done.returncode == 0
-    assert "--model-kwargs" in done.stdout
+    groups = re.findall(r"^(\w[\w ]+):$", done.stdout, re.MULTILINE)
+    assert groups == ["options", "data", "model and input", "optimisation", "schedule",
+                      "augmentation and regularisation", "distillation", "device", "run"]
+    for group, flag in (("data", "--data-cache"), ("device", "--fsdp"), ("distillation", "--mesa"), ("run", "--wandb")):
+        assert flag in done.stdout.partition(f"\n{group}:\n")[2].partition("\n\n")[0]

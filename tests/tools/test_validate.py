@@ -110,7 +110,7 @@ BAD = {
     "num-classes": (["--num-classes", "7"], r"checkpoint \S+ has num classes 3, not 7 as --num-classes says"),
     "model": (["--model", "test_convnext"], r"has model test_vmamba, not test_convnext"),
     "folder": (["--data-dir", "/nonexistent"], r"data folder /nonexistent does not exist"),
-    "class-map": (["--class-map", "/nonexistent.txt"], r"Cannot locate specified class map"),
+    "class-map": (["--class-map", "/nonexistent.txt"], r"cannot read --class-map /nonexistent.txt: No such file"),
     "checkpoint": (["--checkpoint", "/nonexistent.safetensors"], r"checkpoint /nonexistent.safetensors does not exist"),
     "image-size": (["--input-size", "1", "32", "32"], r"--input-size 1 32 32 does not fit a model of 3 channels"),
     "results": (["--results-file", "/dev/null/r.csv"], r"cannot write to output folder /dev/null"),

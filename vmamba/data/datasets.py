@@ -122,6 +122,10 @@ def create_dataset(
     """
     if cache and name:
         raise UserError("--data-cache is for image folders and tar files")
+    if isinstance(class_map, str) and class_map:
+        if name in BUNDLED:
+            raise UserError(f"--class-map is for datasets of your own: {name} has its classes")
+        _check_class_map(class_map, root)
     if name in BUNDLED:
         return BundledDataset(name, split, input_img_mode)
     prefix = name.partition("/")[0].lower() if "/" in name else ""
@@ -181,6 +185,22 @@ def share_out(dataset: Any, rank: int, world_size: int) -> None:
     Every process reads all of it.
     """
     dataset.reader = _EveryNth(dataset.reader, rank, world_size)
+
+
+def _check_class_map(name: str, root: str | None) -> None:
+    """Refuses what is no text file with a class name a line; timm looks in the dataset's folder as well."""
+    path = Path(name) if Path(name).exists() else Path(root or ".") / name
+    if path.suffix.lower() != ".txt":
+        raise UserError(f"--class-map {name} must be a text file with one class name a line, and end in .txt")
+    try:
+        classes = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read --class-map {name}: {getattr(error, 'strerror', None) or error}") from error
+    if not classes or "" in classes:
+        raise UserError(f"--class-map {name} has an empty line: each line is the name of a class")
+    twice = next((label for label in classes if classes.count(label) > 1), None)
+    if twice is not None:
+        raise UserError(f"--class-map {name} has class {twice} more than once")
 
 
 def _tar_of_split(root: Path, split: str) -> Path:

@@ -147,6 +147,9 @@ def load_classifier(args: argparse.Namespace) -> tuple[Any, Description]:
     """
     weights, known = load_weights(args.checkpoint, args.use_ema) if args.checkpoint else (None, None)
     name = args.model or (known.architecture if known else None)
+    if known and ":" in known.architecture and not args.model:
+        raise UserError(f"checkpoint {args.checkpoint} is of {known.architecture}, which is fetched only if you ask "
+                        f"for it: give --model {known.architecture}")
     if not name:
         raise UserError(f"{args.checkpoint} does not say what model it is: give --model"
                         if args.checkpoint else "no model: give --checkpoint FILE or --model NAME --pretrained")

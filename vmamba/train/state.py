@@ -86,6 +86,8 @@ def restore_run(run: Run) -> bool:
             raise UserError(f"cannot resume {path}: its {key.replace('_', ' ')} is {known[key]}, not {now[key]}")
     try:
         progress = Progress(**state["progress"])
+        if not all(type(value) in (int, float) for value in asdict(progress).values()):
+            raise ValueError(f"its progress is {progress}")
         if progress.step and state["steps"] != run.steps:
             raise ValueError(f"it stopped at step {progress.step} of {state['steps']} in epoch {progress.epoch + 1}, "
                              f"which would now have {run.steps} steps")

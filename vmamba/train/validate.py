@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from ..data import class_names, create_dataset, create_eval_loader
+from ..data import BUNDLED, class_names, create_dataset, create_eval_loader
 from ..errors import UserError, tool
 from .arguments import Parser, add_data_arguments, add_device_arguments, add_model_arguments
 from .checkpoint import Description
@@ -171,7 +171,9 @@ def resolve_device(name: str) -> torch.device:
 
 def _create_dataset(args: argparse.Namespace, description: Description) -> Any:
     """Opens the split, with the classes of the checkpoint for an image folder."""
-    name = args.dataset or ("" if args.data_dir else description.dataset)
+    # a checkpoint may say that its data come with a package, but not what is to be fetched
+    known = description.dataset if description.dataset in BUNDLED else ""
+    name = args.dataset or ("" if args.data_dir else known)
     class_map: Any = args.class_map or None
     if not name and not class_map and description.label_names and not args.valid_labels:
         class_map = {label: index for index, label in enumerate(description.label_names)}
