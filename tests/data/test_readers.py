@@ -1,10 +1,8 @@
 """What timm's readers give: webdataset and Hugging Face datasets, made here, and the shares of several processes."""
-import io
-import json
-import tarfile
 from collections import Counter
 
 import pytest
+from support.shards import write_shards
 
 from vmamba.data import BundledDataset, class_names, create_dataset, share_out
 
@@ -13,22 +11,7 @@ from vmamba.data import BundledDataset, class_names, create_dataset, share_out
 def shards(tmp_path_factory):
     """A webdataset of 17 validation images in 3 shards of different lengths, labels 0 to 16."""
     root = tmp_path_factory.mktemp("wds")
-    digits = BundledDataset("digits", "validation")
-    lengths = {"validation-0.tar": 9, "validation-1.tar": 2, "validation-2.tar": 6}
-    number = 0
-    for name, length in lengths.items():
-        with tarfile.open(root / name, "w") as file:
-            for _ in range(length):
-                buffer = io.BytesIO()
-                digits[number][0].save(buffer, "png")
-                for ending, data in (("png", buffer.getvalue()), ("cls", str(number).encode())):
-                    info = tarfile.TarInfo(f"{number:05}.{ending}")
-                    info.size = len(data)
-                    file.addfile(info, io.BytesIO(data))
-                number += 1
-    split = {"name": "validation", "filenames": list(lengths), "shard_lengths": list(lengths.values()),
-             "num_samples": number}
-    (root / "_info.json").write_text(json.dumps({"splits": {"validation": split}}))
+    write_shards(root, {"validation": [9, 2, 6]})
     return root
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import benchmark_scaling
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["test_vmamba", "--device", "cpu", "--threads", "1", "--img-size", "32", "--batch-size", "2", "--rounds", "2",
@@ -14,17 +15,23 @@ FLAGS = ["test_vmamba", "--device", "cpu", "--threads", "1", "--img-size", "32",
 
 
 @pytest.mark.slow
-def test_two_processes_make_one_row(tmp_path):
+@pytest.mark.parametrize(("device", "backend"), [
+    ("cpu", "gloo"),
+    pytest.param("cuda", "nccl", marks=[
+        pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")]),
+])
+def test_two_processes_make_one_row(tmp_path, device, backend):
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         str(ROOT / "tools" / "benchmark_scaling.py"), *FLAGS, "--results-file", str(tmp_path / "s.csv")],
+         str(ROOT / "tools" / "benchmark_scaling.py"), *FLAGS, "--device", device, "--results-file",
+         str(tmp_path / "s.csv")],
         env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "s.csv", newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["model"], row["processes"], row["batch_size"], row["img_size"], row["backend"]) == (
-        "test_vmamba", "2", "2", "32x32", "gloo")
+        "test_vmamba", "2", "2", "32x32", backend)
     one, every, efficiency = (float(row[name]) for name in ("img_per_s_one", "img_per_s_all", "efficiency"))
     assert min(one, every, efficiency) > 0
     assert row["device"]

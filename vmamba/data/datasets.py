@@ -91,6 +91,21 @@ def dataset_errors(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {error}") from error
 
 
+def _check_source(name: str, root: str | None) -> str:
+    """Returns the prefix of a timm name, "" for others; raises a `UserError` if there is no such dataset."""
+    prefix = name.partition("/")[0].lower() if "/" in name else ""
+    if name and name not in BUNDLED and prefix not in _PREFIXES:
+        raise UserError(
+            f"unknown dataset {name!r}: known are {', '.join(BUNDLED)} and timm's names with a prefix "
+            f"({', '.join(f'{known}/' for known in _PREFIXES)}); leave it out for an image folder"
+            + near_names(name, BUNDLED))
+    if not name and not root:
+        raise UserError("no dataset: give --data-dir FOLDER or --dataset NAME")
+    if not name and not Path(root or ".").exists():
+        raise UserError(f"data folder {root} does not exist")
+    return prefix
+
+
 def create_dataset(
     name: str = "",
     root: str | None = None,
@@ -120,6 +135,7 @@ def create_dataset(
     Raises:
         UserError: unknown name, missing or empty folder, empty class folder, or timm refuses the dataset.
     """
+    prefix = _check_source(name, root)
     if cache and name:
         raise UserError("--data-cache is for image folders and tar files")
     if isinstance(class_map, str) and class_map:
@@ -128,19 +144,8 @@ def create_dataset(
         _check_class_map(class_map, root)
     if name in BUNDLED:
         return BundledDataset(name, split, input_img_mode)
-    prefix = name.partition("/")[0].lower() if "/" in name else ""
-    if name and prefix not in _PREFIXES:
-        known = [*BUNDLED, *(f"{p}/" for p in _PREFIXES)]
-        raise UserError(
-            f"unknown dataset {name!r}: known are {', '.join(BUNDLED)} and timm's names with a prefix "
-            f"({', '.join(known[len(BUNDLED):])}); leave it out for an image folder{near_names(name, BUNDLED)}"
-        )
     if not name:
-        if not root:
-            raise UserError("no dataset: give --data-dir FOLDER or --dataset NAME")
-        if not Path(root).exists():
-            raise UserError(f"data folder {root} does not exist")
-        root = str(_tar_of_split(Path(root), split))
+        root = str(_tar_of_split(Path(root or "."), split))
     with dataset_errors(f"cannot open dataset {name or root}, split {split}"):
         dataset: Any = timm.data.create_dataset(
             name, root=root, split=split, is_training=is_training,

@@ -27,8 +27,8 @@ from torch import Tensor
 from ..errors import UserError
 from .run_directory import RunDirectory, atomic_path, sync_folder
 
-__all__ = ["Description", "ema_sibling", "load_newest_state", "load_state", "load_weights", "require_finite",
-           "save_state", "save_weights"]
+__all__ = ["FILE_ARGUMENTS", "Description", "ema_sibling", "load_newest_state", "load_state", "load_weights",
+           "require_finite", "save_state", "save_weights"]
 
 _KEY = "vmamba"
 _DIGEST_KEY = "sha256"
@@ -37,7 +37,7 @@ _TRAILER_LENGTH = 80
 _KINDS = {"architecture": str, "num_classes": int, "in_chans": int, "model_args": dict, "label_names": list,
           "data_config": dict, "dataset": str, "epoch": int, "metrics": dict}
 # arguments of timm.create_model that name files or places to fetch weights from
-_FILE_ARGUMENTS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+FILE_ARGUMENTS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Description:
         if not all(isinstance(name, str) for name in self.label_names) or len(self.label_names) not in (
                 0, self.num_classes):
             raise ValueError(f"its description has no name for each of its {self.num_classes} classes")
-        refused = _FILE_ARGUMENTS & self.model_args.keys()
+        refused = FILE_ARGUMENTS & self.model_args.keys()
         if refused:
             raise ValueError(f"its description has the model argument {min(refused)}, which no checkpoint may give")
 

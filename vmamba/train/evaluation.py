@@ -103,8 +103,8 @@ def evaluate(
     meters = _Meters(num_classes, device, mistakes, topk, loader)
     left = evaluation_sample_limit(loader)
     model.eval()
-    bar = require("tqdm").tqdm(loader, desc="validation", unit="batch", leave=False, disable=None if progress else True)
-    for images, labels in bar:
+    hidden = None if progress else True
+    for images, labels in require("tqdm").tqdm(loader, desc="validation", unit="batch", leave=False, disable=hidden):
         between()
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -119,9 +119,6 @@ def evaluate(
         left = None if left is None else left - len(labels)
         if len(labels) == 0:
             continue
-        if labels.max() >= num_classes or labels.min() < 0:
-            raise UserError(f"the split has labels from {int(labels.min())} to {int(labels.max())}, "
-                            f"but the model has {num_classes} classes")
         if observe is not None:
             observe(logits)
         meters.update(logits, labels)
@@ -133,7 +130,7 @@ class _Meters:
 
     def __init__(self, num_classes: int, device: torch.device, mistakes: int, topk: Sequence[int], loader: Any):
         metrics = require("torchmetrics")
-        self.topk = list(topk)
+        self.num_classes, self.topk = num_classes, list(topk)
         counts = {1, 5, *topk}
         self.scores = metrics.MetricCollection({
             str(k): metrics.Accuracy("multiclass", num_classes=num_classes, average="micro", top_k=min(k, num_classes))
@@ -151,7 +148,10 @@ class _Meters:
         self.first, self.stride = getattr(sampler, "rank", 0), getattr(sampler, "num_replicas", 1)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Counts a batch: logits [B, num_classes], labels [B]."""
+        """Counts a batch: logits [B, num_classes], labels [B]; raises a `UserError` if there are no such classes."""
+        if labels.max() >= self.num_classes or labels.min() < 0:
+            raise UserError(f"the split has labels from {int(labels.min())} to {int(labels.max())}, "
+                            f"but the model has {self.num_classes} classes")
         probabilities = logits.softmax(-1)
         self.scores.update(logits, labels)
         self.calibration.update(probabilities, labels)
