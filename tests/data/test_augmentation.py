@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,3 +176,12 @@ def test_no_version_check_over_the_network():
     environment = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+LISTS = Path(__file__).resolve().parents[2] / "configs" / "augmentation"
+
+
+@pytest.mark.parametrize("path", sorted(LISTS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_lists_can_be_built(path, image):
+    kind = TorchvisionTransform if path.stem.endswith("torchvision") else AlbumentationsTransform
+    assert kind(read_transforms(str(path)), (3, 20, 30))(image).shape == (3, 20, 30)
