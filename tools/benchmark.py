@@ -14,6 +14,11 @@ Examples:
 An inference step is a forward pass; a training step is forward, cross-entropy, backward and an AdamW update (fused on
 a GPU). Each step begins when the one before is done, so that at batch size 1 its time is the latency. Peak memory (GPU
 only) counts the model, gradients, optimizer state and activations.
+
+How fast images are read and augmented, without any model, `--loader` measures; what follows are the options of
+tools/benchmark_loader.py. How training scales over several GPUs, tools/benchmark_scaling.py measures.
+
+    python tools/benchmark.py --loader --num-workers 1 2 4 -- -c RECIPE --data-dir DIR
 """
 
 import argparse
@@ -24,6 +29,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import _bench
+import benchmark_loader
 import torch
 
 from vmamba.errors import UserError, tool
@@ -238,6 +244,9 @@ def settings(args: argparse.Namespace) -> Iterator[tuple[bool, str, int | None, 
 
 @tool
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["--loader"]:
+        return benchmark_loader.main(argv[1:])
     args = parse_args(argv)
     args.device = _bench.select_device(args.device, args.threads)
     for name in args.models:

@@ -14,24 +14,20 @@ Examples:
 """
 
 import argparse
-import contextlib
-import csv
 import statistics
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import _bench
+import _study
 import torch
 
 from vmamba.data import BUNDLED
 from vmamba.errors import UserError, require, tool
 from vmamba.scans import default_directions, list_scans, scan_tokens
-from vmamba.train.fit import main as train
 
-RECIPES = Path(__file__).parent.parent / "configs" / "classification"
 KEYS = ("dataset", "model", "scan", "seed", "epochs")  # what makes a run
 COLUMNS = (*KEYS, "eval_top1", "train_loss")
 
@@ -63,26 +59,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """Rows of the results file; none where there is no file yet."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def run(dataset: str, scan: str, seed: int, args: argparse.Namespace) -> dict[str, object]:
     """Train once, and give the row of the results file."""
-    with tempfile.TemporaryDirectory() as folder:
-        flags = ["--dataset", dataset, "--model", args.model, "--model-kwargs", f"scan={scan}", "--seed", str(seed),
-                 "--device", args.device, "--output", folder, "--experiment", "run"]
-        if args.epochs is not None:
-            flags += ["--epochs", str(args.epochs), "--warmup-epochs", str(min(2, args.epochs - 1))]
-        with open(Path(folder) / "log", "w") as log, contextlib.redirect_stdout(log):
-            code = train(flags, recipes=RECIPES)
-        if code:
-            raise UserError(f"training on {dataset} with {scan} failed")
-        epochs = read(Path(folder) / "run" / "summary.csv")
+    flags = ["--dataset", dataset, "--model", args.model, "--model-kwargs", f"scan={scan}", "--seed", str(seed),
+             "--device", args.device]
+    if args.epochs is not None:
+        flags += ["--epochs", str(args.epochs), "--warmup-epochs", str(min(2, args.epochs - 1))]
+    with _study.trained(flags, f"on {dataset} with {scan}") as directory:
+        epochs = _study.read(directory.summary)
     last = epochs[-1]
     return {"dataset": dataset, "model": args.model, "scan": scan, "seed": seed, "epochs": len(epochs),
             "eval_top1": f"{float(last['eval_top1']):.2f}", "train_loss": f"{float(last['train_loss']):.6f}"}
@@ -94,15 +78,6 @@ def grouped(rows: Iterable[Mapping[str, str]]) -> dict[str, dict[str, list[float
     for row in rows:
         groups[f"{row['dataset']}, {row['model']}, {row['epochs']} epochs"][row["scan"]].append(float(row["eval_top1"]))
     return groups
-
-
-def table(scans: Mapping[str, list[float]]) -> str:
-    """Mean and sample standard deviation of each order, best mean first."""
-    rows = [{"scan": scan, "top-1, %": f"{statistics.mean(values):.2f}",
-             "standard deviation": f"{statistics.stdev(values):.2f}" if len(values) > 1 else "",
-             "runs": len(values)}
-            for scan, values in sorted(scans.items(), key=lambda item: -statistics.mean(item[1]))]
-    return _bench.markdown_table(list(rows[0]), rows)
 
 
 def plot(groups: Mapping[str, Mapping[str, list[float]]], path: Path) -> None:
@@ -129,15 +104,15 @@ def main(argv: list[str] | None = None) -> int:
     for dataset in args.datasets:
         for seed in args.seeds:
             for scan in args.scans:
-                done = [row for row in read(args.results_file) if is_run(row, dataset, scan, seed, args)]
+                done = [row for row in _study.read(args.results_file) if is_run(row, dataset, scan, seed, args)]
                 row = done[0] if done else run(dataset, scan, seed, args)
                 if not done:
                     report.add([row])
                 print(f"{dataset} {scan} seed {seed}: {row['eval_top1']} %{' (in the file)' if done else ''}",
                       flush=True)
-    groups = grouped(read(args.results_file))
+    groups = grouped(_study.read(args.results_file))
     for title, scans in groups.items():
-        print(f"\n{title}\n\n{table(scans)}")
+        print(f"\n{title}\n\n{_study.table('scan', scans)}")
     if args.plot:
         plot(groups, args.plot)
     return 0

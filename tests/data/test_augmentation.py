@@ -4,12 +4,19 @@ import random
 import subprocess
 import sys
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from vmamba.data.augmentation import AlbumentationsTransform, albumentations_from_arguments
+from vmamba.data.augmentation import (
+    AlbumentationsTransform,
+    TorchvisionTransform,
+    read_transforms,
+    transform_from_arguments,
+)
 from vmamba.errors import UserError
 
 FLIP = {"type": "HorizontalFlip", "p": 1.0}
@@ -89,7 +96,8 @@ def test_bad_list(specs, message):
 
 @pytest.mark.parametrize(("flags", "message"), [
     ({"aug_config": None}, "needs --aug-config FILE"),
-    ({"aug": "timm"}, "--aug-config is for --aug albumentations"),
+    ({"aug": "timm"}, "--aug-config is for --aug albumentations and --aug torchvision"),
+    ({"aug": "torchvision", "text": "- {type: HorizontalFlip}"}, "has no transform 'HorizontalFlip'; near names: "),
     ({"no_aug": True}, "leave out --no-aug"),
     ({"aa": "rand-m9"}, "leave out --aa"),
     ({"aug_config": "/nonexistent.yaml"}, "cannot read --aug-config /nonexistent.yaml: No such file"),
@@ -100,12 +108,62 @@ def test_bad_flags(flags, message, tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text(flags.pop("text", "- {type: HorizontalFlip}"))
     args = Namespace(**{"aug": "albumentations", "aug_config": str(path), "no_aug": False, "aa": None, **flags})
+
+    def build():
+        args.aug_config = args.aug_config and read_transforms(args.aug_config)
+        transform_from_arguments(args, (3, 20, 30))
+
     with pytest.raises(UserError, match=message):
-        albumentations_from_arguments(args, (3, 20, 30))
+        build()
 
 
 def test_timm_is_the_default():
-    assert albumentations_from_arguments(Namespace(aug="timm", aug_config=None), (3, 20, 30)) is None
+    assert transform_from_arguments(Namespace(aug="timm", aug_config=None), (3, 20, 30)) is None
+
+
+class TestTorchvision:
+    """The same promises, kept by torchvision.transforms.v2."""
+
+    def test_output_is_what_the_loader_takes(self, image):
+        flip = {"type": "RandomHorizontalFlip", "p": 1.0}
+        out = TorchvisionTransform([flip], (3, 20, 30))(image)
+        assert np.array_equal(out, np.asarray(image)[:, ::-1].transpose(2, 0, 1))
+        assert np.array_equal(TorchvisionTransform([flip, {"type": "ToImage"}], (3, 20, 30))(image), out)
+        assert TorchvisionTransform([flip], (3, 8, 12))(image).shape == (3, 8, 12)
+        assert TorchvisionTransform([flip], (1, 20, 30))(image.convert("L")).shape == (1, 20, 30)
+
+    def test_draws_follow_the_seed_of_pytorch(self, image):
+        specs = [{"type": "RandomApply", "p": 1.0, "transforms": [{"type": "RandomAffine", "degrees": 45}]}]
+        transform = TorchvisionTransform(specs, (3, 20, 30))
+
+        def draw(seed):
+            torch.manual_seed(seed)
+            return [transform(image).tobytes() for _ in range(3)]
+
+        first = draw(1)
+        assert len(set(first)) == 3
+        assert first == draw(1)
+        assert first != draw(2)
+
+    def test_building_draws_nothing(self):
+        state = torch.get_rng_state()
+        TorchvisionTransform([{"type": "RandomAffine", "degrees": 9}], (3, 20, 30))
+        assert torch.equal(torch.get_rng_state(), state)
+
+    @pytest.mark.parametrize(("specs", "message"), [
+        ([{"type": "RandomAfine", "degrees": 1}], "torchvision .* no transform 'RandomAfine'; near names: RandomAff"),
+        ([{"type": "functional"}], "has no transform 'functional'"),
+        ([{"type": "RandomAffine", "angle": 1}], "x: RandomAffine: .*angle"),
+        ([{"type": "RandomHorizontalFlip", "p": 2}], "x: RandomHorizontalFlip: "),
+        ([{"type": "RandomApply", "transforms": [{"type": "Lambda"}]}], "x: RandomApply: .* no transform 'Lambda'"),
+        ([{"type": "RandomApply", "transforms": []}], "x: RandomApply must hold a list of transforms"),
+        ([{"type": "ToImage"}, {"type": "ToDtype", "dtype": "float"}], "x"),
+        ([{"type": "CutMix", "num_classes": 3}], "x does not take images of 20x30"),
+    ])
+    def test_bad_list(self, specs, message):
+        with pytest.raises(UserError, match=message) as caught:
+            TorchvisionTransform(specs, (3, 20, 30), "x")
+        assert "\n" not in str(caught.value)
 
 
 def test_no_version_check_over_the_network():
@@ -118,3 +176,12 @@ def test_no_version_check_over_the_network():
     environment = {key: value for key, value in os.environ.items() if key != "NO_ALBUMENTATIONS_UPDATE"}
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+LISTS = Path(__file__).resolve().parents[2] / "configs" / "augmentation"
+
+
+@pytest.mark.parametrize("path", sorted(LISTS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_lists_can_be_built(path, image):
+    kind = TorchvisionTransform if path.stem.endswith("torchvision") else AlbumentationsTransform
+    assert kind(read_transforms(str(path)), (3, 20, 30))(image).shape == (3, 20, 30)

@@ -1,3 +1,4 @@
+import _study
 import pytest
 import study_scans
 from PIL import Image
@@ -13,13 +14,13 @@ def runs(monkeypatch):
     def train(argv, recipes):
         assert (recipes / f"{argv[argv.index('--dataset') + 1]}.yaml").is_file()
         flags.append(dict(zip(argv[::2], argv[1::2], strict=True)))
-        folder = study_scans.Path(flags[-1]["--output"]) / flags[-1]["--experiment"]
+        folder = _study.Path(flags[-1]["--output"]) / flags[-1]["--experiment"]
         folder.mkdir()
         top1 = 10 * len(flags)
         (folder / "summary.csv").write_text(f"epoch,train_loss,eval_top1\n0,2,99\n1,1,{top1}\n")
         return 0
 
-    monkeypatch.setattr(study_scans, "train", train)
+    monkeypatch.setattr(_study, "train", train)
     return flags
 
 
@@ -32,7 +33,7 @@ def test_each_order_and_seed_is_trained_once(runs, tmp_path, capsys):
     assert study(tmp_path) == 0
     assert [(run["--model-kwargs"], run["--seed"]) for run in runs] == [
         ("scan=cross", "0"), ("scan=hilbert4", "0"), ("scan=cross", "1"), ("scan=hilbert4", "1")]
-    rows = study_scans.read(tmp_path / "study.csv")
+    rows = _study.read(tmp_path / "study.csv")
     assert [row["eval_top1"] for row in rows] == ["10.00", "20.00", "30.00", "40.00"]  # of the last epoch
     assert {row["epochs"] for row in rows} == {"2"}
     out = capsys.readouterr().out
@@ -73,6 +74,6 @@ def test_unknown_order_is_explained_before_anything_runs(runs, tmp_path, capsys)
 def test_a_real_run(tmp_path):
     """An epoch on the smallest dataset through the real training."""
     assert study(tmp_path, "--scans", "hilbert4", "--seeds", "0", "--epochs", "1", "--model", "test_vmamba") == 0
-    (row,) = study_scans.read(tmp_path / "study.csv")
+    (row,) = _study.read(tmp_path / "study.csv")
     assert (row["scan"], row["epochs"]) == ("hilbert4", "1")
     assert float(row["eval_top1"]) > 10

@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from support.shards import write_shards
 
 from vmamba.train import fit
 from vmamba.train.stop import EXIT_STOPPED
@@ -46,6 +48,55 @@ def test_two_processes_equal_one(image_folder, small_flags, tmp_path):
         assert losses(tmp_path / other / "run") == pytest.approx(one, rel=1e-6)
     with open(tmp_path / "two" / "run" / "confusion.csv", newline="") as file:
         assert [sum(map(int, row[1:])) for row in list(csv.reader(file))[1:]] == [5, 5, 5]
+
+
+def test_sharded_processes_equal_one(image_folder, small_flags, tmp_path):
+    """FSDP2 with accumulation, clipping and averaged weights; the second half is trained by one process, unsharded."""
+    more = ["--epochs", "4", "--log-interval", "1", "--hflip", "0.5", "--model-ema", "--model-ema-decay", "0.9",
+            "--clip-grad", "1"]
+    assert fit.main(small_flags(image_folder, tmp_path / "one", *more)) == 0
+    for flags, epochs in (("--stop-epoch 1", 1), ("--resume RUN --stop-epoch 2", 2)):   # saved and loaded, sharded
+        flags = flags.replace("RUN", str(tmp_path / "two" / "run")).split()
+        process = start([*small_flags(image_folder, tmp_path / "two", *more), *flags, "--fsdp", "-b", "4",
+                         "--grad-accum-steps", "2"])
+        output, error = process.communicate(timeout=500)
+        assert process.returncode == 0, error
+        assert f"stopped after epoch {epochs} of 4" in output
+    one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
+    assert fit.main(["--resume", str(two), "--no-fsdp", "-b", "16", "--grad-accum-steps", "1"]) == 0
+    assert losses(two) == pytest.approx(losses(one), rel=1e-6)
+    for name in ("last", "last_ema"):
+        left, right = load_file(one / f"{name}.safetensors"), load_file(two / f"{name}.safetensors")
+        assert left.keys() == right.keys()
+        for key in left:
+            torch.testing.assert_close(right[key], left[key], rtol=1e-4, atol=1e-6)
+
+
+def test_webdataset_by_two_processes(small_flags, tmp_path):
+    """Each validation image counts once, although the shards cannot be shared out evenly."""
+    (tmp_path / "data").mkdir()
+    write_shards(tmp_path / "data", {"train": [8, 8, 8, 8], "validation": [9, 2, 6]})
+    flags = ["--dataset", "wds/digits", "--num-classes", "32", "-b", "8", "--epochs", "1", "--workers", "2"]
+    process = start(small_flags(tmp_path / "data", tmp_path, *flags))
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    with open(tmp_path / "run" / "confusion.csv", newline="") as file:
+        counts = [sum(map(int, row[1:])) for row in list(csv.reader(file))[1:]]
+    assert counts == [1] * 17 + [0] * 15
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("more", [(), ("--fsdp",)], ids=["ddp", "fsdp"])
+def test_two_gpus_equal_one(image_folder, small_flags, tmp_path, more):
+    """The same over NCCL; kernels of different batch sizes round differently, so the losses agree less closely."""
+    flags = ["--epochs", "4", "--log-interval", "1", "--device", "cuda", "--model-ema", "--clip-grad", "1"]
+    assert fit.main(small_flags(image_folder, tmp_path / "one", *flags)) == 0
+    process = start(small_flags(image_folder, tmp_path / "two", *flags, *more, "-b", "8"))
+    output, error = process.communicate(timeout=500)
+    assert process.returncode == 0, error
+    assert output.count("epoch 4/4") == 1
+    assert losses(tmp_path / "two" / "run") == pytest.approx(losses(tmp_path / "one" / "run"), rel=1e-3)
 
 
 def test_all_stop_together_and_resume_with_another_number_of_processes(image_folder, small_flags, tmp_path):

@@ -4,12 +4,17 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
+from timm.layers import DropPath
 from timm.optim import list_optimizers
 
 from vmamba.errors import UserError
 from vmamba.train import config
 from vmamba.train.arguments import parse_train_arguments, train_parser
+from vmamba.train.build import _create_optimisation
 from vmamba.train.config import dump_config, load_config
+from vmamba.train.model import build_classifier, model_arguments
+from vmamba.train.tasks import freeze_stages
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "classification"
 
@@ -81,6 +86,39 @@ def test_recipes_parse(recipe):
     assert args.epochs
     assert args.opt in list_optimizers()
     assert not args.kd_model or timm.is_model(args.kd_model.partition(".")[0])
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_fit_their_models(recipe):
+    """On a device without memory: the model takes its arguments, the optimiser and the schedule theirs."""
+    args = parse_train_arguments(["-c", str(recipe), "--data-dir", "x"])
+    args.world_size, args.device = 1, "cpu"
+    model = build_classifier(args.model, device="meta", **model_arguments(args))
+    if args.frozen_stages is not None or args.linear_probe:
+        freeze_stages(model, None if args.linear_probe else args.frozen_stages)
+    if args.drop_path:      # the model knows the option, and does not take it for one of its many others
+        rates = [module.drop_prob for module in model.modules() if isinstance(module, DropPath)]
+        assert max(rates) == pytest.approx(args.drop_path)
+    optimisation, epochs = _create_optimisation(args, model, 100)
+    assert epochs == args.epochs + args.warmup_epochs * args.warmup_prefix + args.cooldown_epochs
+    assert (optimisation.scaler is None) == (not args.amp)
+    assert optimisation.lr == pytest.approx(args.warmup_lr if args.warmup_epochs else args.lr)
+
+
+@pytest.mark.parametrize(("model", "weight", "optimiser", "batch", "rate"), [
+    ("mlla_tiny", 1.0, "adamw", 1024, 1e-3), ("vssd_tiny", 1.0, "adamw", 1024, 1e-3),
+    ("spatial_mamba_tiny", 1.0, "adamw", 1024, 1e-3), ("a2mamba_tiny", 1.0, "adamw", 2048, 2e-3),
+    ("mambavision_tiny", 0.5, "lamb", 1024, 5e-3), ("efficientvim_m1", 1.0, "adamw", 2048, 2e-3),
+])
+def test_recipes_of_self_distillation(model, weight, optimiser, batch, rate):
+    """What is published of each: its weight, the epoch it begins with, and the rate of 8 GPUs."""
+    args = parse_train_arguments(["-c", str(RECIPES / f"{model}_in1k.yaml"), "--data-dir", "x"])
+    args.world_size, args.device = 8, "cpu"
+    assert (args.model, args.mesa, args.opt, 8 * args.batch_size) == (model, weight, optimiser, batch)
+    assert args.model_ema
+    assert args.mesa_start == 0.25
+    _create_optimisation(args, torch.nn.Linear(1, 1), 100)
+    assert args.lr == pytest.approx(rate)
 
 
 def test_every_published_recipe_of_vmamba():

@@ -11,7 +11,8 @@ from vmamba.train.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text()
-ELSEWHERE = {"--kills", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--num-workers", "--help"}
+ELSEWHERE = {"--kills", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--num-workers", "--help",
+             "--loader"}
 
 
 def test_options_exist():

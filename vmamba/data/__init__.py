@@ -1,6 +1,6 @@
 """Image datasets and loaders for the training tools: three bundled real datasets, and everything timm reads."""
 from .bundled import BUNDLED, BundledDataset
-from .datasets import class_names, create_dataset, dataset_errors
+from .datasets import class_names, create_dataset, dataset_errors, share_out
 from .loaders import create_eval_loader, create_train_loader
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "create_eval_loader",
     "create_train_loader",
     "dataset_errors",
+    "share_out",
 ]

@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch.utils.data import Dataset
 
 from ..errors import UserError, near_names
 from .bundled import BUNDLED, TRAIN_NAMES, VALIDATION_NAMES, BundledDataset
+from .cache import ImageCache
 
-__all__ = ["UNREADABLE", "UnreadableImageError", "class_names", "create_dataset", "dataset_errors"]
+__all__ = ["UNREADABLE", "UnreadableImageError", "class_names", "create_dataset", "dataset_errors", "share_out"]
 
 # what PIL raises for files that are no image, truncated or damaged
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
@@ -36,13 +38,19 @@ class UnreadableImageError(UserError):
 class _StrictImageDataset(ImageDataset):
     """timm's `ImageDataset`, but an unreadable image is an error instead of being replaced by its neighbour."""
 
+    cache: ImageCache | None = None
+
+    def _read(self, index: int) -> tuple[Image.Image, int | None]:
+        file, target, *_ = self.reader[index]
+        with file:
+            return Image.open(file).convert(self.input_img_mode), target
+
     def __getitem__(self, index: int) -> tuple[Any, int]:
+        image: Any
         try:
-            file, target, *_ = self.reader[index]
-            with file:
-                image: Any = Image.open(file).convert(self.input_img_mode)
+            image, target = self._read(index) if self.cache is None else self.cache.get(index, self._read)
         except UNREADABLE as error:
-            name = self.filename(index, absolute=True)
+            name = self.filename(index, absolute=True) or f"number {index}"
             raise UnreadableImageError(f"cannot read image {name}: {error}") from None
         if self.transform is not None:
             image = self.transform(image)
@@ -83,6 +91,21 @@ def dataset_errors(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {error}") from error
 
 
+def _check_source(name: str, root: str | None) -> str:
+    """Returns the prefix of a timm name, "" for others; raises a `UserError` if there is no such dataset."""
+    prefix = name.partition("/")[0].lower() if "/" in name else ""
+    if name and name not in BUNDLED and prefix not in _PREFIXES:
+        raise UserError(
+            f"unknown dataset {name!r}: known are {', '.join(BUNDLED)} and timm's names with a prefix "
+            f"({', '.join(f'{known}/' for known in _PREFIXES)}); leave it out for an image folder"
+            + near_names(name, BUNDLED))
+    if not name and not root:
+        raise UserError("no dataset: give --data-dir FOLDER or --dataset NAME")
+    if not name and not Path(root or ".").exists():
+        raise UserError(f"data folder {root} does not exist")
+    return prefix
+
+
 def create_dataset(
     name: str = "",
     root: str | None = None,
@@ -91,6 +114,7 @@ def create_dataset(
     is_training: bool = False,
     class_map: str | dict[str, int] | None = None,
     input_img_mode: str = "RGB",
+    cache: str | None = None,
     **kwargs: Any,
 ) -> Dataset:
     """Opens one split of a dataset.
@@ -105,26 +129,23 @@ def create_dataset(
         class_map: for folders. A dict class name -> index must name every folder; a text file with one class
             name a line may choose some of them.
         input_img_mode: PIL mode the images are converted to.
+        cache: folder for decoded images, see `ImageCache`.
         **kwargs: passed to `timm.data.create_dataset`.
 
     Raises:
         UserError: unknown name, missing or empty folder, empty class folder, or timm refuses the dataset.
     """
+    prefix = _check_source(name, root)
+    if cache and name:
+        raise UserError("--data-cache is for image folders and tar files")
+    if isinstance(class_map, str) and class_map:
+        if name in BUNDLED:
+            raise UserError(f"--class-map is for datasets of your own: {name} has its classes")
+        _check_class_map(class_map, root)
     if name in BUNDLED:
         return BundledDataset(name, split, input_img_mode)
-    prefix = name.partition("/")[0].lower() if "/" in name else ""
-    if name and prefix not in _PREFIXES:
-        known = [*BUNDLED, *(f"{p}/" for p in _PREFIXES)]
-        raise UserError(
-            f"unknown dataset {name!r}: known are {', '.join(BUNDLED)} and timm's names with a prefix "
-            f"({', '.join(known[len(BUNDLED):])}); leave it out for an image folder{near_names(name, BUNDLED)}"
-        )
     if not name:
-        if not root:
-            raise UserError("no dataset: give --data-dir FOLDER or --dataset NAME")
-        if not Path(root).exists():
-            raise UserError(f"data folder {root} does not exist")
-        root = str(_tar_of_split(Path(root), split))
+        root = str(_tar_of_split(Path(root or "."), split))
     with dataset_errors(f"cannot open dataset {name or root}, split {split}"):
         dataset: Any = timm.data.create_dataset(
             name, root=root, split=split, is_training=is_training,
@@ -137,7 +158,54 @@ def create_dataset(
         return dataset
     if not name:
         _check_folder(dataset.reader, class_map)
-    return _StrictImageDataset(root, reader=dataset.reader, input_img_mode=input_img_mode)
+    strict = _StrictImageDataset(root, reader=dataset.reader, input_img_mode=input_img_mode)
+    strict.cache = ImageCache(cache, strict, input_img_mode) if cache else None
+    return strict
+
+
+class _EveryNth:
+    """A reader that gives each n-th image of another: the share of one of n processes."""
+
+    def __init__(self, reader: Any, rank: int, world_size: int):
+        self.reader, self.rank, self.world_size = reader, rank, world_size
+        # timm's own shares may miss images at their ends, or repeat some
+        reader.dist_rank, reader.dist_num_replicas = 0, 1
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.reader), self.rank, None, self.world_size)
+
+    def __len__(self) -> int:
+        return -(-len(self.reader) // self.world_size)
+
+    def set_epoch(self, count: int) -> None:
+        self.reader.set_epoch(count)
+
+    def set_loader_cfg(self, num_workers: int | None = None) -> None:
+        self.reader.set_loader_cfg(num_workers=num_workers)
+
+
+def share_out(dataset: Any, rank: int, world_size: int) -> None:
+    """Lets each process evaluate its part of a dataset that can only be read from the beginning, each image once.
+
+    Every process reads all of it.
+    """
+    dataset.reader = _EveryNth(dataset.reader, rank, world_size)
+
+
+def _check_class_map(name: str, root: str | None) -> None:
+    """Refuses what is no text file with a class name a line; timm looks in the dataset's folder as well."""
+    path = Path(name) if Path(name).exists() else Path(root or ".") / name
+    if path.suffix.lower() != ".txt":
+        raise UserError(f"--class-map {name} must be a text file with one class name a line, and end in .txt")
+    try:
+        classes = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read --class-map {name}: {getattr(error, 'strerror', None) or error}") from error
+    if not classes or "" in classes:
+        raise UserError(f"--class-map {name} has an empty line: each line is the name of a class")
+    twice = next((label for label in classes if classes.count(label) > 1), None)
+    if twice is not None:
+        raise UserError(f"--class-map {name} has class {twice} more than once")
 
 
 def _tar_of_split(root: Path, split: str) -> Path:

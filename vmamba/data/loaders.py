@@ -7,7 +7,7 @@ from timm.data import FastCollateMixup, create_loader
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import UserError
-from .augmentation import albumentations_from_arguments
+from .augmentation import transform_from_arguments
 from .order import EpochBatches, SeededDataset, SeededLoader, hold_signals
 
 __all__ = ["create_eval_loader", "create_mixup", "create_train_loader"]
@@ -40,7 +40,7 @@ def create_train_loader(
     Raises:
         UserError: the split is smaller than one batch, or `--aug-config` does not fit.
     """
-    transform = albumentations_from_arguments(args, data_config["input_size"])
+    transform = transform_from_arguments(args, data_config["input_size"])
     if not isinstance(dataset, IterableDataset) and len(dataset) < args.batch_size * args.world_size:
         raise UserError(f"the training split has {len(dataset)} images, fewer than one batch of "
                         f"{args.batch_size * args.world_size}: give a smaller --batch-size")

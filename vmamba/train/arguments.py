@@ -9,6 +9,7 @@ import torch
 from timm.utils import ParseKwargs
 
 from ..data import BUNDLED
+from ..data.augmentation import read_transforms
 from ..errors import UserError
 from .config import load_config
 from .run_directory import RunDirectory
@@ -45,6 +46,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     add("--dataset", default="", metavar="NAME",
         help=f"bundled dataset ({', '.join(BUNDLED)}) or timm name with prefix (torch/, hfds/, hfids/, tfds/, wds/)")
     add("--dataset-download", action=_Bool, default=False, help="let the dataset download itself if it can")
+    add("--data-cache", metavar="DIR", help="folder that keeps decoded images, on a fast disk or in /dev/shm")
     add("--class-map", default="", metavar="FILE", help="text file with one class name a line; the line is the index")
     add("--input-img-mode", metavar="MODE", help="PIL mode of the images (default: RGB, or L for one channel)")
     add("--input-key", metavar="KEY", help="dataset key (or file types) of the images")
@@ -95,8 +97,7 @@ def train_parser() -> Parser:
     _add_schedule(parser.add_argument_group("schedule"))
     _add_augmentation(parser.add_argument_group("augmentation and regularisation"))
     _add_distillation(parser.add_argument_group("distillation"))
-    add_device_arguments(parser).add_argument(
-        "--compile", action=_Bool, default=False, help="compile the model with torch.compile")
+    _extend_device(add_device_arguments(parser))
     _add_run(parser.add_argument_group("run"))
     return parser
 
@@ -119,6 +120,13 @@ def _extend_model(group: argparse._ArgumentGroup) -> None:
     add("--drop-path", type=float, metavar="P", help="stochastic depth rate of the last block")
     add("--grad-checkpointing", action=_Bool, default=False, help="recompute activations: less memory, more time")
     add("--channels-last", action=_Bool, default=False, help="channels-last memory format of the input")
+
+
+def _extend_device(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--compile", action=_Bool, default=False, help="compile the model with torch.compile")
+    add("--fsdp", action=_Bool, default=False,
+        help="split parameters, average and optimiser over the processes (FSDP2), for models that fill a device")
 
 
 def _add_optimisation(group: argparse._ArgumentGroup) -> None:
@@ -161,9 +169,10 @@ def _add_schedule(group: argparse._ArgumentGroup) -> None:
 
 def _add_augmentation(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--aug", choices=("timm", "albumentations"), default="timm",
-        help="timm: the options up to --aa; albumentations: --aug-config in their place")
-    add("--aug-config", metavar="FILE", help="YAML list of albumentations' transforms")
+    add("--aug", choices=("timm", "albumentations", "torchvision"), default="timm",
+        help="timm: the options up to --aa; the others: --aug-config in their place")
+    add("--aug-config", type=read_transforms, metavar="FILE",
+        help="YAML list of transforms of albumentations or torchvision.transforms.v2; in a YAML config the list itself")
     add("--no-aug", action=_Bool, default=False, help="no augmentation of the training images")
     add("--train-crop-mode", choices=("rrc", "rkrc", "rkrr"), help="training crop")
     add("--train-interpolation", choices=("random", "bilinear", "bicubic", "nearest"), help="training resize")
@@ -217,6 +226,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     add("--threads", type=int, metavar="N", help="CPU threads of PyTorch in the main process (default: its own choice)")
     add("--log-interval", type=int, default=10, metavar="N", help="steps between rows of steps.csv")
     add("--tensorboard", action=_Bool, default=False, help="write events for TensorBoard as well")
+    add("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases as well")
 
 
 def parse_train_arguments(argv: Sequence[str] | None, recipes: Path | None = None) -> argparse.Namespace:
@@ -280,6 +290,8 @@ def _check_ranges(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 0:
             raise UserError(f"--{name.replace('_', '-')} must not be negative, not {value}")
+    if args.fsdp and args.clip_mode == "agc":
+        raise UserError("--clip-mode agc needs whole parameters: it cannot be used with --fsdp")
     if args.kd_temperature <= 0:
         raise UserError(f"--kd-temperature must be above 0, not {args.kd_temperature}")
     for name in ("drop", "drop_path", "hflip", "vflip", "reprob", "mixup_prob", "mixup_switch_prob", "smoothing",

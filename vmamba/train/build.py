@@ -9,15 +9,16 @@ from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.task import TrainingTask
 from timm.utils import NativeScaler
+from torch.utils.data import IterableDataset
 
-from ..data import class_names, create_dataset, create_eval_loader, create_train_loader, dataset_errors
+from ..data import class_names, create_dataset, create_eval_loader, create_train_loader, dataset_errors, share_out
 from ..data.loaders import create_mixup
 from ..data.order import seed_all
 from ..errors import UserError, near_names
 from .checkpoint import Description, load_weights
 from .loop import Optimisation, Progress
 from .model import build_classifier, data_config_for, model_arguments
-from .run_directory import RunDirectory
+from .run_directory import RunDirectory, check_writable
 from .tasks import create_task, freeze_stages
 
 __all__ = ["Run", "build_run"]
@@ -64,6 +65,8 @@ def build_run(args: argparse.Namespace, directory: RunDirectory, device: torch.d
     """
     if not args.model:
         raise UserError("no model: give --model NAME")
+    if args.fsdp and not args.distributed:
+        raise UserError("--fsdp splits a model over several processes: start tools/train.py with torchrun")
     seed_all(args.seed)
     train_set, eval_set, names = _create_datasets(args)
     num_classes = args.num_classes or (len(names) if names else None)
@@ -87,7 +90,7 @@ def build_run(args: argparse.Namespace, directory: RunDirectory, device: torch.d
     task = create_task(args, model, device, data_config, soft_targets=mixup is not None)
     steps = -(-len(train_loader) // args.grad_accum_steps)
     optimisation, epochs = _create_optimisation(args, model, steps)
-    if args.distributed:
+    if args.distributed and not args.fsdp:
         task.prepare_distributed(device_ids=[device] if device.type == "cuda" else None)
     return Run(args, directory, task, optimisation, train_loader, eval_loader, description, epochs, steps)
 
@@ -115,9 +118,11 @@ def _create_model(args: argparse.Namespace, num_classes: int | None, channels: i
 def _create_datasets(args: argparse.Namespace) -> tuple[Any, Any, list[str] | None]:
     """Opens both splits, the validation split with the training split's classes."""
     channels = args.input_size[0] if args.input_size else (args.in_chans or 3)
+    if args.data_cache:
+        check_writable(Path(args.data_cache))
     shared = {"input_img_mode": args.input_img_mode or ("L" if channels == 1 else "RGB"),
               "download": args.dataset_download, "batch_size": args.batch_size, "seed": args.seed,
-              "input_key": args.input_key, "target_key": args.target_key}
+              "input_key": args.input_key, "target_key": args.target_key, "cache": args.data_cache}
     train_set = create_dataset(args.dataset, args.data_dir, args.train_split, is_training=True,
                                class_map=args.class_map or None, **shared)
     names = class_names(train_set)
@@ -125,6 +130,10 @@ def _create_datasets(args: argparse.Namespace) -> tuple[Any, Any, list[str] | No
     if not args.dataset and not class_map and names:
         class_map = {name: index for index, name in enumerate(names)}
     eval_set = create_dataset(args.dataset, args.data_dir, args.val_split, class_map=class_map, **shared)
+    if args.distributed and isinstance(eval_set, IterableDataset):
+        if args.fsdp:
+            raise UserError("--fsdp needs a validation split whose images can be read in any order")
+        share_out(eval_set, args.rank, args.world_size)
     train_root, eval_root = (Path(getattr(getattr(dataset, "reader", None), "root", None) or ".")
                              for dataset in (train_set, eval_set))
     # timm takes the whole folder for a split it does not find, training images included

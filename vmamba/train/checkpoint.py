@@ -27,13 +27,17 @@ from torch import Tensor
 from ..errors import UserError
 from .run_directory import RunDirectory, atomic_path, sync_folder
 
-__all__ = ["Description", "ema_sibling", "load_newest_state", "load_state", "load_weights", "require_finite",
-           "save_state", "save_weights"]
+__all__ = ["FILE_ARGUMENTS", "Description", "ema_sibling", "load_newest_state", "load_state", "load_weights",
+           "require_finite", "save_state", "save_weights"]
 
 _KEY = "vmamba"
 _DIGEST_KEY = "sha256"
 _TRAILER = re.compile(rb"\nvmamba sha256 ([0-9a-f]{64})\n\Z")
 _TRAILER_LENGTH = 80
+_KINDS = {"architecture": str, "num_classes": int, "in_chans": int, "model_args": dict, "label_names": list,
+          "data_config": dict, "dataset": str, "epoch": int, "metrics": dict}
+# arguments of timm.create_model that name files or places to fetch weights from
+FILE_ARGUMENTS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 
 
 @dataclass
@@ -50,6 +54,10 @@ class Description:
         dataset: bundled dataset or timm dataset it was trained on, "" for a folder.
         epoch: epochs trained.
         metrics: validation results of this checkpoint, accuracies in percent.
+
+    Raises:
+        ValueError: values of other types, or arguments that would make timm read or fetch files: whoever made a
+            checkpoint does not decide that.
     """
 
     architecture: str
@@ -61,6 +69,17 @@ class Description:
     dataset: str = ""
     epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"its description has {name} {getattr(self, name)!r}, which is no {kind.__name__}")
+        if not all(isinstance(name, str) for name in self.label_names) or len(self.label_names) not in (
+                0, self.num_classes):
+            raise ValueError(f"its description has no name for each of its {self.num_classes} classes")
+        refused = FILE_ARGUMENTS & self.model_args.keys()
+        if refused:
+            raise ValueError(f"its description has the model argument {min(refused)}, which no checkpoint may give")
 
 
 def save_weights(path: Path, state_dict: dict[str, Tensor], description: Description) -> None:
@@ -127,7 +146,10 @@ def load_weights(path: str | Path, use_ema: bool = False) -> tuple[dict[str, Ten
     weights = _unwrap(content, use_ema)
     if weights is None:
         raise UserError(f"checkpoint {path} holds no {'averaged ' if use_ema else ''}weights")
-    return weights, Description(**description) if ours else None
+    try:
+        return weights, Description(**description) if ours else None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"cannot read checkpoint {path}: {error}") from error
 
 
 def ema_sibling(path: Path) -> Path:

@@ -70,6 +70,8 @@ def _convert(action: argparse.Action, value: Any) -> Any:
         if not isinstance(value, dict):
             raise ValueError(f"needs a mapping, not {value!r}")
         return value
+    if action.dest == "aug_config" and isinstance(value, list):     # the list itself, so that a config is all there is
+        return value
     if action.nargs in (None, "?"):
         return _convert_one(action, value)
     items = list(value) if isinstance(value, (list, tuple)) else [value]

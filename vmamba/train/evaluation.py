@@ -1,7 +1,7 @@
 """Evaluates a classifier on a split: loss, top-1, top-5, calibration and the confusion matrix, by torchmetrics."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ __all__ = ["MAX_CONFUSION_CLASSES", "Evaluation", "Mistake", "evaluate"]
 MAX_CONFUSION_CLASSES = 2000
 
 
-@dataclass(order=True)
+@dataclass
 class Mistake:
     """A wrong prediction.
 
@@ -46,6 +46,7 @@ class Evaluation:
         images: number of images.
         ece: expected calibration error over 15 bins of equal width, percent (Guo et al. 2017, arXiv:1706.04599).
         mistakes: the most confident wrong predictions, as many as were asked for.
+        topk: further accuracies, percent, by the number of classes that an image's class may be among.
     """
 
     loss: float
@@ -55,6 +56,7 @@ class Evaluation:
     images: int
     ece: float
     mistakes: list[Mistake]
+    topk: dict[int, float] = field(default_factory=dict)
 
     def metrics(self, prefix: str = "") -> dict[str, float]:
         """Returns the scalar results by name."""
@@ -75,12 +77,14 @@ def evaluate(
     flip: bool = False,
     valid: Tensor | None = None,
     mistakes: int = 0,
+    topk: Sequence[int] = (),
+    observe: Callable[[Tensor], None] | None = None,
 ) -> Evaluation:
-    """Runs `model` over `loader`. Under `torchrun` every image of the split counts exactly once.
+    """Evaluates a model; under `torchrun` over all processes, each image counted once.
 
     Args:
-        model: maps [B, C, H, W] to logits [B, num_classes].
-        loader: yields (images, class indices).
+        model: classifier, put into eval mode; logits [B, num_classes].
+        loader: (images, labels) batches on `device`.
         num_classes: number of classes.
         device: where the model is.
         autocast: context the forward pass runs in.
@@ -89,29 +93,18 @@ def evaluate(
         between: called before each batch; what it raises ends the evaluation.
         flip: average the logits of each image and its mirror image.
         valid: classes of the model [num_classes] that the split's labels 0, 1, ... stand for; None: the same.
-        mistakes: keep so many of the most confident wrong predictions; for a single process.
+        mistakes: keep so many of the most confident wrong predictions.
+        topk: numbers of classes for further accuracies.
+        observe: takes the logits [B, num_classes] of each batch, those that count.
 
     Raises:
         UserError: torchmetrics is missing, the split is empty, or has labels the model has no class for.
     """
-    metrics = require("torchmetrics")
-    scores = metrics.MetricCollection({
-        "top1": metrics.Accuracy("multiclass", num_classes=num_classes, average="micro"),
-        "top5": metrics.Accuracy("multiclass", num_classes=num_classes, average="micro", top_k=min(5, num_classes)),
-    }, compute_groups=False).to(device)
-    calibration = metrics.CalibrationError("multiclass", num_classes=num_classes, n_bins=15).to(device)
-    loss = metrics.MeanMetric().to(device)
-    count = metrics.SumMetric().to(device)
-    count.update(0)
-    confusion = None
-    if num_classes <= MAX_CONFUSION_CLASSES:
-        confusion = metrics.ConfusionMatrix("multiclass", num_classes=num_classes).to(device)
+    meters = _Meters(num_classes, device, mistakes, topk, loader)
     left = evaluation_sample_limit(loader)
-    worst: list[Mistake] = []
-    seen = 0
     model.eval()
-    bar = require("tqdm").tqdm(loader, desc="validation", unit="batch", leave=False, disable=None if progress else True)
-    for images, labels in bar:
+    hidden = None if progress else True
+    for images, labels in require("tqdm").tqdm(loader, desc="validation", unit="batch", leave=False, disable=hidden):
         between()
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
@@ -126,34 +119,69 @@ def evaluate(
         left = None if left is None else left - len(labels)
         if len(labels) == 0:
             continue
-        if labels.max() >= num_classes or labels.min() < 0:
+        if observe is not None:
+            observe(logits)
+        meters.update(logits, labels)
+    return meters.compute()
+
+
+class _Meters:
+    """What is counted over a split; `compute` brings the counts of all processes together."""
+
+    def __init__(self, num_classes: int, device: torch.device, mistakes: int, topk: Sequence[int], loader: Any):
+        metrics = require("torchmetrics")
+        self.num_classes, self.topk = num_classes, list(topk)
+        counts = {1, 5, *topk}
+        self.scores = metrics.MetricCollection({
+            str(k): metrics.Accuracy("multiclass", num_classes=num_classes, average="micro", top_k=min(k, num_classes))
+            for k in counts}, compute_groups=False).to(device)
+        self.calibration = metrics.CalibrationError("multiclass", num_classes=num_classes, n_bins=15).to(device)
+        self.loss = metrics.MeanMetric().to(device)
+        self.count = metrics.SumMetric().to(device)
+        self.count.update(0)
+        self.confusion: Any = None
+        if num_classes <= MAX_CONFUSION_CLASSES:
+            self.confusion = metrics.ConfusionMatrix("multiclass", num_classes=num_classes).to(device)
+        self.mistakes, self.worst, self.seen = mistakes, list[Mistake](), 0
+        # under `torchrun` the images are dealt out in turn
+        sampler = getattr(loader, "sampler", None)
+        self.first, self.stride = getattr(sampler, "rank", 0), getattr(sampler, "num_replicas", 1)
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Counts a batch: logits [B, num_classes], labels [B]; raises a `UserError` if there are no such classes."""
+        if labels.max() >= self.num_classes or labels.min() < 0:
             raise UserError(f"the split has labels from {int(labels.min())} to {int(labels.max())}, "
-                            f"but the model has {num_classes} classes")
+                            f"but the model has {self.num_classes} classes")
         probabilities = logits.softmax(-1)
-        scores.update(logits, labels)
-        calibration.update(probabilities, labels)
-        loss.update(cross_entropy(logits, labels, reduction="none"))
-        count.update(len(labels))
-        if confusion is not None:
-            confusion.update(logits, labels)
-        if mistakes:
-            worst = sorted([*worst, *_mistakes(probabilities, labels, seen)], reverse=True)[:mistakes]
-            seen += len(labels)
-    images_seen = int(count.compute())
-    if images_seen == 0:
-        raise UserError("the split has no images")
-    result = scores.compute()
-    return Evaluation(
-        float(loss.compute()), 100 * float(result["top1"]), 100 * float(result["top5"]),
-        None if confusion is None else confusion.compute().cpu(), images_seen, 100 * float(calibration.compute()),
-        worst,
-    )
+        self.scores.update(logits, labels)
+        self.calibration.update(probabilities, labels)
+        self.loss.update(cross_entropy(logits, labels, reduction="none"))
+        self.count.update(len(labels))
+        if self.confusion is not None:
+            self.confusion.update(logits, labels)
+        if self.mistakes:
+            confidence, predicted = probabilities.max(-1)
+            wrong = (predicted != labels).nonzero().flatten()
+            columns = (values[wrong].tolist() for values in (confidence, predicted, labels))
+            found = [Mistake(share, self.first + self.stride * (self.seen + number), label, guess)
+                     for number, share, guess, label in zip(wrong.tolist(), *columns, strict=True)]
+            self._keep_worst([*self.worst, *found])
+        self.seen += len(labels)
 
+    def _keep_worst(self, found: list[Mistake]) -> None:
+        self.worst = sorted(found, key=lambda mistake: (-mistake.confidence, mistake.index))[:self.mistakes]
 
-def _mistakes(probabilities: Tensor, labels: Tensor, first: int) -> list[Mistake]:
-    """Returns the wrong predictions of a batch, probabilities [B, C], whose images are numbered from `first` on."""
-    confidence, predicted = probabilities.max(-1)
-    wrong = (predicted != labels).nonzero().flatten()
-    columns = (values[wrong].tolist() for values in (confidence, predicted, labels))
-    return [Mistake(share, first + number, label, guess)
-            for number, share, guess, label in zip(wrong.tolist(), *columns, strict=True)]
+    def compute(self) -> Evaluation:
+        """Returns the results; raises a `UserError` if no image was counted."""
+        images = int(self.count.compute())
+        if images == 0:
+            raise UserError("the split has no images")
+        if self.mistakes and self.stride > 1:
+            parts: list[Any] = [None] * self.stride
+            torch.distributed.all_gather_object(parts, self.worst)
+            self._keep_worst([mistake for part in parts for mistake in part])
+        shares = {int(k): 100 * float(share) for k, share in self.scores.compute().items()}
+        return Evaluation(
+            float(self.loss.compute()), shares[1], shares[5],
+            None if self.confusion is None else self.confusion.compute().cpu(), images,
+            100 * float(self.calibration.compute()), self.worst, {k: shares[k] for k in self.topk})

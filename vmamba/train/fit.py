@@ -10,21 +10,34 @@ from typing import Any
 
 import torch
 from timm.utils import distribute_bn, init_distributed_device, unwrap_model
+from torch.utils.data import IterableDataset
 
 from ..errors import UserError, tool
 from .arguments import parse_train_arguments
 from .build import Run, build_run
 from .config import dump_config
 from .evaluation import Evaluation, evaluate
-from .logs import RunLog, write_environment
+from .logs import RunLog, require_trackers, write_environment
 from .loop import EpochTrainer, create_autocast
-from .reports import next_commands, plot_confusion, plot_curves, write_classes, write_confusion
+from .reports import (
+    format_seconds,
+    next_commands,
+    plot_confusion,
+    plot_curves,
+    plot_mistakes,
+    read_mistakes,
+    write_classes,
+    write_confusion,
+    write_mistakes,
+)
 from .run_directory import RunDirectory, atomic_path, check_writable
-from .state import restore_run, save_run, save_run_weights, step_schedule
+from .state import restore_run, run_weights, save_run, save_run_weights, step_schedule
 from .stop import EXIT_STOPPED, StoppedRun, StopRequest
 from .tasks import SelfDistillationTask
 
 __all__ = ["main"]
+
+MISTAKES = 24   # of the best epoch, on one sheet
 
 
 @tool
@@ -45,6 +58,7 @@ def main(argv: Sequence[str] | None = None, recipes: Path | None = None) -> int:
     if args.print_config:
         print(dump_config(options), end="")
         return 0
+    require_trackers(args)
     directory = _run_directory(args)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -122,18 +136,20 @@ def _train(run: Run, options: dict[str, Any], argv: Sequence[str], stop: StopReq
         write_environment(run.directory, argv, args.device, args.world_size)
         with atomic_path(run.directory.arguments) as temporary:
             temporary.write_text(dump_config(options))
-        log = RunLog(run.directory, progress, args.tensorboard, run.steps)
+        log = RunLog(run.directory, progress, options, run.steps)
         _print_start(run, options, restored)
     begin = time.perf_counter()
     autocast = create_autocast(args, torch.device(args.device))
     trainer = EpochTrainer(run.task, run.train_loader, run.steps, run.optimisation, args, autocast, stop,
                            save=lambda: save_run(run), log=log.step if log else lambda *step: None)
+    failed = True
     try:
         while progress.epoch < min(run.epochs, args.stop_epoch or run.epochs):
             _train_epoch(run, trainer, log)
+        failed = False
     finally:
         if log:
-            log.close()
+            log.close(failed)
     if primary:
         _report(run, time.perf_counter() - begin)
 
@@ -154,26 +170,37 @@ def _train_epoch(run: Run, trainer: EpochTrainer, log: RunLog | None) -> None:
                 distribute_bn(run.task.get_eval_model(ema=True), args.world_size, reduce=False)
     results = {ema: _evaluate(run, ema, trainer) for ema in ([False, True] if args.model_ema else [False])}
     chosen, lr, loss = results[args.model_ema], run.optimisation.lr, progress.loss
+    weights = {ema: run_weights(run, ema) for ema in results}
     improved = chosen.top1 > progress.best
     progress.best = max(progress.best, chosen.top1)
     progress.next_epoch()
     step_schedule(run)
+    seconds = time.perf_counter() - begin
     if log is not None:
         metrics = {**results[False].metrics("eval_"), **(results[True].metrics("eval_ema_") if args.model_ema else {})}
         # before the state: what a resumed run finds in the table beyond its state, it drops and makes again
         log.epoch({"epoch": epoch, "train_loss": loss, "train_images_per_second": speed, **metrics, "lr": lr})
-        save_run_weights(run, results, improved)
-        if improved and chosen.confusion is not None:
-            write_confusion(run.directory.confusion_table, chosen.confusion, run.description.label_names)
-            write_classes(run.directory.classes, chosen.confusion, run.description.label_names)
+        save_run_weights(run, results, weights, improved)
+        if improved:
+            _write_best(run, chosen)
         plot_curves(run.directory)
         print(f"epoch {progress.epoch:>{len(str(run.epochs))}}/{run.epochs}  train loss {loss:.4f}  "
               f"val loss {chosen.loss:.4f}  top1 {chosen.top1:6.2f} %  top5 {chosen.top5:6.2f} %  lr {lr:.2e}  "
-              f"{speed:.0f} img/s  {time.perf_counter() - begin:.1f} s"
+              f"{speed:.0f} img/s  {seconds:.1f} s  left {format_seconds(seconds * (run.epochs - progress.epoch))}"
               f"{'  best' if improved else ''}", flush=True)
     save_run(run)
     if progress.epoch < run.epochs and trainer.stop.agreed(args.distributed, torch.device(args.device)):
         raise StoppedRun
+
+
+def _write_best(run: Run, evaluation: Evaluation) -> None:
+    """Writes the tables of the best epoch so far."""
+    directory, names = run.directory, run.description.label_names
+    if evaluation.confusion is not None:
+        write_confusion(directory.confusion_table, evaluation.confusion, names)
+        write_classes(directory.classes, evaluation.confusion, names)
+    if not isinstance(run.eval_loader.dataset, IterableDataset):
+        write_mistakes(directory.mistakes_table, evaluation.mistakes, run.eval_loader.dataset, names)
 
 
 def _evaluate(run: Run, ema: bool, trainer: EpochTrainer) -> Evaluation:
@@ -185,7 +212,8 @@ def _evaluate(run: Run, ema: bool, trainer: EpochTrainer) -> Evaluation:
 
     model = unwrap_model(run.task.get_eval_model(ema=ema))
     return evaluate(model, run.eval_loader, run.description.num_classes, torch.device(run.args.device),
-                    trainer.autocast, run.args.channels_last, progress=run.args.rank == 0, between=between)
+                    trainer.autocast, run.args.channels_last, progress=run.args.rank == 0, between=between,
+                    mistakes=MISTAKES)
 
 
 def _print_start(run: Run, options: dict[str, Any], restored: bool) -> None:
@@ -206,7 +234,7 @@ def _print_start(run: Run, options: dict[str, Any], restored: bool) -> None:
 
 
 def _report(run: Run, seconds: float) -> None:
-    """Draws the confusion matrix and says what the run made and what can be done with it."""
+    """Draws confusion matrix and mistakes, and says what the run made and what can be done with it."""
     args, directory = run.args, run.directory
     if run.progress.epoch == 0:
         raise UserError("no epoch was trained: --epochs or --stop-epoch is 0")
@@ -214,6 +242,9 @@ def _report(run: Run, seconds: float) -> None:
     if directory.confusion_table.exists():
         plot_confusion(directory, f"{run.description.architecture}, {args.dataset or Path(args.data_dir).name}: "
                                   f"{kind}top-1 {run.progress.best:.2f} %")
+    if directory.mistakes_table.exists():
+        plot_mistakes(directory.mistakes, read_mistakes(directory.mistakes_table), run.eval_loader.dataset,
+                      run.description.label_names)
     finished = run.progress.epoch >= run.epochs
     best = directory.best_ema if args.model_ema else directory.best
     print(f"{'finished' if finished else 'stopped'} after epoch {run.progress.epoch} of {run.epochs}, {seconds:.0f} s; "

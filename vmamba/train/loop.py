@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ..data.order import seed_all
 from ..errors import UserError, require
+from .reports import format_seconds
+from .sharding import no_sync, whole_tensor
 from .stop import StoppedRun, StopRequest
 
 __all__ = ["EpochTrainer", "Optimisation", "Progress", "create_autocast"]
@@ -75,6 +77,18 @@ def create_autocast(args: Namespace, device: torch.device) -> AbstractContextMan
     return torch.autocast(device.type, dtype=getattr(torch, args.amp_dtype)) if args.amp else nullcontext()
 
 
+def _peak_memory(device: str) -> float:
+    """Returns the most memory this process has had so far, GiB: of the GPU, else of the machine (0 on Windows)."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(torch.device(device)) / 2**30
+    if sys.platform == "win32":
+        return 0.0
+    import resource  # Unix only
+
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
 @dataclass
 class EpochTrainer:
     """Trains one epoch, or what is left of it, with gradient accumulation, clipping, loss scaling and EMA.
@@ -101,6 +115,7 @@ class EpochTrainer:
     save: Callable[[], None]
     log: Callable[[int, int, float, float], None]
     _pending: list[Tensor] = field(default_factory=list)
+    _begin: tuple[int, float] = (0, 0.0)
 
     def train(self, progress: Progress) -> float:
         """Makes the steps from `progress.step` on to the end of the epoch.
@@ -126,6 +141,7 @@ class EpochTrainer:
                                    disable=True if args.rank else None, file=sys.stderr)
         self.loader.loader.set_position(progress.epoch, progress.step * args.grad_accum_steps)
         batches, first, start = iter(self.loader), progress.step, time.perf_counter()
+        self._begin = (first, start)
         self._pending.clear()
         with bar:
             while progress.step < self.steps and self._step(batches, parameters, progress):
@@ -162,7 +178,7 @@ class EpochTrainer:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             seed_all(self.args.seed, progress.epoch, self.args.rank, progress.step * accumulate + part, 1)
             last = part + 1 == count
-            with nullcontext() if last else self.task.no_sync():
+            with nullcontext() if last else no_sync(self.task):
                 with self.autocast:
                     loss = self.task(inputs, targets)["loss"]
                 stepped = self._backward(loss / count, parameters, last)
@@ -189,7 +205,7 @@ class EpochTrainer:
         if args.max_skipped_steps:
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             # the same in every process: the gradients have been averaged
-            if not torch.nn.utils.get_total_norm(gradients).isfinite():
+            if not whole_tensor(torch.nn.utils.get_total_norm(gradients)).isfinite():
                 return False
         if args.clip_grad is not None:
             dispatch_clip_grad(parameters, value=args.clip_grad, mode=args.clip_mode)
@@ -236,9 +252,11 @@ class EpochTrainer:
         if self.args.rank == 0:
             self.log(progress.epoch, progress.step, loss, lr)
         if not bar.disable:
-            device = torch.device(self.args.device)
-            memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
-            bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", **({"GiB": f"{memory:.1f}"} if memory else {}))
+            first, begin = self._begin
+            left = (self.args.epochs - progress.epoch) * self.steps - progress.step
+            left_seconds = left * (time.perf_counter() - begin) / (progress.step - first)
+            bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", GiB=f"{_peak_memory(self.args.device):.1f}",
+                            run=format_seconds(left_seconds))
 
     def _save(self, progress: Progress) -> None:
         """Saves between two steps, if it is time to or the run has to stop."""

@@ -9,13 +9,21 @@ from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from ..errors import UserError, near_names
-from .checkpoint import Description, load_weights
+from .checkpoint import FILE_ARGUMENTS, Description, load_weights
 
 __all__ = ["build_classifier", "data_config_for", "load_classifier", "model_arguments"]
 
 
 def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns the arguments of `timm.create_model` beyond name, channels and classes that the flags ask for."""
+    """Returns the arguments of `timm.create_model` beyond name, channels and classes that the flags ask for.
+
+    Raises:
+        UserError: `--model-kwargs` has one that is about weights: there are flags for them.
+    """
+    refused = FILE_ARGUMENTS & (args.model_kwargs or {}).keys()
+    if refused:
+        raise UserError(f"--model-kwargs {min(refused)} is about weights: use --pretrained, --checkpoint or "
+                        "--initial-checkpoint")
     named = {"global_pool": args.gp, "drop_rate": getattr(args, "drop", None),
              "drop_path_rate": getattr(args, "drop_path", None)}
     return {**{key: value for key, value in named.items() if value is not None}, **(args.model_kwargs or {})}
@@ -147,6 +155,9 @@ def load_classifier(args: argparse.Namespace) -> tuple[Any, Description]:
     """
     weights, known = load_weights(args.checkpoint, args.use_ema) if args.checkpoint else (None, None)
     name = args.model or (known.architecture if known else None)
+    if known and ":" in known.architecture and not args.model:
+        raise UserError(f"checkpoint {args.checkpoint} is of {known.architecture}, which is fetched only if you ask "
+                        f"for it: give --model {known.architecture}")
     if not name:
         raise UserError(f"{args.checkpoint} does not say what model it is: give --model"
                         if args.checkpoint else "no model: give --checkpoint FILE or --model NAME --pretrained")

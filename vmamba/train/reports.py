@@ -12,8 +12,14 @@ from ..errors import require
 from .evaluation import Mistake
 from .run_directory import RunDirectory, atomic_path
 
-__all__ = ["next_commands", "plot_confusion", "plot_curves", "plot_mistakes", "read_confusion", "write_classes",
-           "write_confusion"]
+__all__ = ["format_seconds", "next_commands", "plot_confusion", "plot_curves", "plot_mistakes", "read_confusion",
+           "read_mistakes", "write_classes", "write_confusion", "write_mistakes"]
+
+
+def format_seconds(seconds: float) -> str:
+    """Writes a time as h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def plot_curves(run: RunDirectory) -> None:
@@ -117,6 +123,23 @@ def plot_mistakes(path: Path, mistakes: list[Mistake], dataset: Any, names: list
         axes[0].set_title("no mistakes")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def write_mistakes(path: Path, mistakes: list[Mistake], dataset: Any, names: list[str]) -> None:
+    """Writes wrong predictions as CSV, with the files of the images if they are in files."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["confidence", "index", "label", "predicted", "class", "predicted_class", "file"])
+        for mistake in mistakes:
+            writer.writerow([*vars(mistake).values(), names[mistake.label], names[mistake.predicted],
+                             dataset.filename(mistake.index) if hasattr(dataset, "filename") else ""])
+
+
+def read_mistakes(path: Path) -> list[Mistake]:
+    """Reads what `write_mistakes` wrote."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [Mistake(float(row["confidence"]), int(row["index"]), int(row["label"]), int(row["predicted"]))
+                for row in csv.DictReader(file)]
 
 
 def next_commands(run: RunDirectory, args: Namespace, finished: bool) -> list[tuple[str, str]]:

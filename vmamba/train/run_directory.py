@@ -30,6 +30,8 @@ class RunDirectory:
         self.confusion_table = self.path / "confusion.csv"      # of the best epoch
         self.confusion = self.path / "confusion.png"
         self.classes = self.path / "classes.csv"                # of the best epoch
+        self.mistakes_table = self.path / "mistakes.csv"        # of the best epoch
+        self.mistakes = self.path / "mistakes.png"
         self.state = self.path / "resume.pt"                    # everything needed to continue
         self.previous_state = self.path / "resume_previous.pt"  # the one before
         self.last = self.path / "last.safetensors"
@@ -42,8 +44,8 @@ class RunDirectory:
         """All files a run may hold."""
         kept = sorted(self.path.glob("epoch_[0-9][0-9][0-9][0-9].safetensors"))
         return [self.arguments, self.environment, self.summary, self.steps, self.curves, self.confusion_table,
-                self.confusion, self.classes, self.state, self.previous_state, self.damaged_state, self.last, self.best,
-                self.last_ema, self.best_ema, *kept]
+                self.confusion, self.classes, self.mistakes_table, self.mistakes, self.state, self.previous_state,
+                self.damaged_state, self.last, self.best, self.last_ema, self.best_ema, *kept]
 
     @property
     def damaged_state(self) -> Path:

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from ..errors import UserError
 from .checkpoint import load_weights
 from .model import build_classifier
+from .sharding import shard_task
 
 __all__ = ["SelfDistillationTask", "create_task", "freeze_stages"]
 
@@ -95,6 +96,8 @@ def create_task(
         task = ClassificationTask(model, **common)
     if args.model_ema:
         task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+    if args.fsdp:
+        shard_task(task, device)
     if args.compile:
         task.compile()
     return task
@@ -104,7 +107,7 @@ def _create_teacher(args: argparse.Namespace, student: Any, device: torch.device
     """Builds the teacher with its own weights and preprocessing."""
     weights, known = load_weights(args.kd_checkpoint) if args.kd_checkpoint else (None, None)
     name = args.kd_model or (known.architecture if known else None)
-    if not name:
+    if not name or (":" in name and not args.kd_model):
         raise UserError(f"{args.kd_checkpoint} does not say what model it is: give --kd-model")
     model = build_classifier(
         name, num_classes=known.num_classes if known else None, in_chans=student.in_chans, pretrained=weights is None,
