@@ -131,12 +131,15 @@ def test_windows_cover_images_of_any_size_and_agree(size, overlap):
     assert all(max(window) <= 32 for window in model.sizes)
 
 
-def test_one_window_equals_the_model(trained, scenes, tmp_path):
+def test_one_window_equals_the_model(trained, scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)     # as if the images were larger than PIL opens by itself
     pair = [str(scenes / "val" / date / "00001.png") for date in ("A", "B")]
     command = ["--checkpoint", str(trained / "model_best.safetensors"), "--first", pair[0], "--second", pair[1],
                "--device", "cpu"]
     assert predict.main([*command, "--output", str(tmp_path / "whole")]) == 0
     assert predict.main([*command, "--output", str(tmp_path / "cut"), "--window", "48", "--overlap", "16"]) == 0
+    assert Image.MAX_IMAGE_PIXELS == 100
+    monkeypatch.undo()
     for folder in ("whole", "cut"):
         with Image.open(tmp_path / folder / "00001_change.png") as image:
             assert image.size == (64, 64)

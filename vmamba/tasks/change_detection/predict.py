@@ -1,5 +1,6 @@
 """The command behind tools/predict_change.py: maps of change of images of any size, by overlapping windows."""
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,16 @@ def _pairs(first: Path, second: Path) -> Iterator[tuple[Path, Path]]:
         yield path, second / path.name
 
 
+@contextmanager
+def _images_of_any_size() -> Iterator[None]:
+    """Lets PIL open images that it takes for decompression bombs elsewhere: aerial images are that large."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
 def _geo_tags(path: Path) -> list[tuple[int, int, int, Any, bool]]:
     """The tags of a GeoTIFF that another one of the same grid takes over; none for other images."""
     if path.suffix.lower() not in (".tif", ".tiff"):
@@ -144,7 +155,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     pairs = list(_pairs(args.first, args.second))
     make_folder(args.output)
     for first_path, second_path in pairs:
-        first, second = read_image(first_path), read_image(second_path)
+        with _images_of_any_size():
+            first, second = read_image(first_path), read_image(second_path)
         if first.shape != second.shape:
             raise UserError(f"{second_path} is {second.shape[0]} x {second.shape[1]} pixels, but {first_path} is "
                             f"{first.shape[0]} x {first.shape[1]}")
