@@ -5,6 +5,7 @@ import shutil
 import make_change_scenes
 import numpy as np
 import pytest
+import show_change
 import tifffile
 import torch
 from PIL import Image
@@ -183,3 +184,21 @@ def test_prediction_names_what_is_wrong(trained, scenes, tmp_path, capsys):
     assert predict.main([*command[2:], "--checkpoint", str(tmp_path / "image.safetensors"), "--first", first,
                          "--second", first]) == 2
     assert "cannot read checkpoint" in capsys.readouterr().err
+
+
+def test_pictures_of_predictions_and_curves(trained, scenes, tmp_path, capsys):
+    predictions, curves = tmp_path / "docs" / "predictions.jpg", tmp_path / "docs" / "curves.png"
+    assert show_change.main([str(trained), "--data-dir", str(scenes), "--pairs", "3", "--predictions", str(predictions),
+                             "--curves", str(curves)]) == 0
+    with Image.open(predictions) as image:      # two pairs are there, four columns
+        assert image.width > 1.5 * image.height
+    with Image.open(curves) as image:
+        assert image.width > image.height
+    assert show_change.main([str(tmp_path), "--curves", str(curves)]) == 2
+    assert "summary.csv is not there" in capsys.readouterr().err
+
+
+def test_hits_and_errors_have_colours_of_their_own():
+    found, truth = np.array([[True, True, False, False]]), np.array([[True, False, True, False]])
+    assert [tuple(pixel) for pixel in show_change.coloured(found, truth)[0]] == [
+        show_change.FOUND, show_change.FALSE, show_change.MISSED, (0, 0, 0)]
