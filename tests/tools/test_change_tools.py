@@ -1,6 +1,7 @@
 """make_change_scenes, train_change and predict_change through their command lines."""
 import csv
 import shutil
+from pathlib import Path
 
 import make_change_scenes
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from vmamba.data.change_pairs import SECOND_COLOURS
 from vmamba.tasks.change_detection import predict, train
 from vmamba.tasks.change_detection.predict import predict_windows
+from vmamba.tasks.loop import read_options
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,18 @@ def test_run_directory(trained):
     assert {"f1", "iou", "kappa", "oa", "train_loss"} <= rows(trained)[0].keys()
 
 
+def test_options_of_a_run_are_a_config(trained):
+    args, _ = read_options(train._parser(), ["--config", str(trained / "args.yaml"), "--epochs", "7"])
+    assert (args.encoder, args.dim, args.crop, args.epochs, args.pretrained) == ("test_vmamba", 16, 32, 7, False)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "configs" / "change_detection").glob("*.yaml")), ids=lambda p: p.stem)
+def test_recipes_are_read(path):
+    args, _ = read_options(train._parser(), ["--config", str(path), "--device", "cpu"])
+    assert args.encoder in path.stem
+
+
 def test_resumed_run_equals_uninterrupted_run(scenes, trained, tmp_path, monkeypatch, capsys):
     """The second epoch fails once; resumed, it comes out as in one go."""
     evaluate, calls = train.evaluate_pairs, []
@@ -97,6 +111,9 @@ def test_layouts_train_their_task(tmp_path, capsys):
         "--second", str(tmp_path / "val" / "im2"), "--output", str(tmp_path / "maps"), "--device", "cpu"]) == 0
     assert {path.name for path in (tmp_path / "maps").iterdir()} == {
         f"{i}_{name}{end}.png" for i in range(2) for name in ("change", "first", "second") for end in ("", "_overlay")}
+    for name, greatest in (("change", 255), ("first", 6)):      # land cover is class numbers
+        with Image.open(tmp_path / "maps" / f"0_{name}.png") as image:
+            assert np.asarray(image).max() <= greatest
 
 
 @pytest.mark.parametrize(("more", "message"), [

@@ -135,7 +135,8 @@ def _write(folder: Path, name: str, classes: np.ndarray, shown: np.ndarray, kind
         require("tifffile").imwrite(folder / f"{name}.tif", classes, compression="zlib", extratags=tags)
     else:
         # class 1 of 2 is white, as masks of change are
-        Image.fromarray(classes * 255 if classes.max(initial=0) <= 1 else classes).save(folder / f"{name}.png")
+        binary = name.endswith(("_change", "_building"))
+        Image.fromarray(classes * 255 if binary else classes).save(folder / f"{name}.png")
     coloured = 0.5 * shown + 0.5 * _COLOURS[classes % len(_COLOURS)]
     overlay = np.where(classes[..., None] > 0, coloured, shown).astype(np.uint8)
     Image.fromarray(overlay).save(folder / f"{name}_overlay.png")
@@ -169,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             shown = first if name in ("first", "building") else second
             _write(args.output, f"{first_path.stem}_{name}", classes[0].numpy().astype(np.uint8), shown, args.format,
                    _geo_tags(first_path))
-        changed = maps["change" if "change" in maps else "damage"]
-        print(f"{first_path}: {100 * float((changed[0] > 0).float().mean()):.2f} % of the pixels"
+        counted = maps["change" if "change" in maps else "building"]
+        print(f"{first_path}: {100 * float(counted[0].float().mean()):.2f} % of the pixels"
               f" {'changed' if 'change' in maps else 'are buildings'}")
     return 0
