@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes pairs of digit scenes (`vmamba.data.change_scenes`) as a data set for tools/train_change.py.
 
-    python tools/make_change_scenes.py                      # 2000 + 200 pairs of 128x128 into data/change_scenes
+    python tools/make_change_scenes.py                      # 1000 + 100 pairs of 192x192 into data/change_scenes
     python tools/make_change_scenes.py --output DIR --train 400 --validation 100 --size 96
 
 DIR/SPLIT/A/*.png, DIR/SPLIT/B/*.png      first and second date, RGB; SPLIT is train or val
@@ -34,9 +34,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--output", type=Path, default=Path("data/change_scenes"), metavar="DIR", help="folder to make")
-    add("--train", type=int, default=2000, metavar="N", help="training pairs (default 2000)")
-    add("--validation", type=int, default=200, metavar="N", help="validation pairs (default 200)")
-    add("--size", type=int, default=128, metavar="N", help="height and width in pixels (default 128)")
+    add("--train", type=int, default=1000, metavar="N", help="training pairs (default 1000)")
+    add("--validation", type=int, default=100, metavar="N", help="validation pairs (default 100)")
+    add("--size", type=int, default=192, metavar="N", help="height and width in pixels (default 192)")
     add("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
     return parser.parse_args(argv)
 

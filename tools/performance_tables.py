@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write the tables of models and of their speed in the documentation, from the CSV files in benchmarks/.
 
-    python tools/performance_tables.py            # README.md, docs/performance.md, published.md and packaging.md
+    python tools/performance_tables.py            # README.md and pages of docs/
     python tools/performance_tables.py --check    # exit code 1 where they are not what the CSV files say
 
 A table stands between `<!-- performance: NAME -->` and `<!-- performance end -->`, and shows the newest row of each
@@ -19,8 +19,8 @@ from _results import ROOT, Row, is_ours, published_top1, read_rows, read_table, 
 
 from vmamba.errors import UserError, tool
 
-DOCUMENTS = ("README.md", "docs/performance.md", "docs/published.md", "docs/packaging.md")
-FILES = ("models_gpu", "scans_gpu", "models_cpu", "operators_cpu")  # in benchmarks/
+DOCUMENTS = ("README.md", *(f"docs/{page}.md" for page in ("performance", "published", "packaging", "video")))
+FILES = ("models_gpu", "scans_gpu", "video_gpu", "models_cpu", "operators_cpu")  # in benchmarks/
 PICTURES = {  # in docs/images
     "performance_accuracy.png": "speed against published accuracy",
     "performance_resolution.png": "speed and memory against image size",
@@ -30,7 +30,9 @@ MODES = {"eager": "eager", "compiled": "compiled", "cudagraph": "CUDA graph"}
 AT_128 = {"batch_size": "128", "img_size": "224x224", "amp_dtype": "bfloat16"}
 AT_1 = {**AT_128, "batch_size": "1"}
 ABOUT = ("parameters (M)", "top-1, published")
-TITLES = {"model": "model", "scan": "order", "op": "operator", "bench": "step", "mode": "mode", "batch_size": "batch"}
+TITLES = {
+    "model": "model", "scan": "order", "op": "operator", "frames": "frames", "bench": "step", "mode": "mode",
+    "batch_size": "batch"}
 RUN_COLUMNS = ("date", "device", "threads", "torch", "timm", "vmamba", "commit", "command")
 
 Cells = Callable[[Row], dict[str, str]]
@@ -135,6 +137,18 @@ def scans() -> str:
         rows, ["scan", "model", "mode"], titles, lambda row: {f"{STEPS[row['bench']]}, {side(row)}": row["time_ratio"]})
 
 
+def video() -> str:
+    """Frames per second of clips of several lengths, their times over that of the shortest, and peak memory."""
+    def cells(row: Row) -> dict[str, str]:
+        step = f"{STEPS[row['bench']]}, {MODES[row['mode']]}"
+        return {f"{step}, frames/s": f"{float(row['frames_per_s']):,.0f}", f"{step}, time ratio": row["time_ratio"],
+                f"{step}, MiB": row["peak_memory_mb"]}
+
+    titles = [f"{step}, {mode}, {unit}" for step in STEPS.values() for mode in MODES.values()
+              for unit in ("frames/s", "time ratio", "MiB")]
+    return grid(read_rows("video_gpu"), ["model", "batch_size", "frames"], titles, cells)
+
+
 def cpu() -> str:
     """Milliseconds per step, and over those of the run's baseline."""
     def cells(row: Row) -> dict[str, str]:
@@ -186,8 +200,8 @@ def pictures() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "zoo": _zoo.zoo, "published": _zoo.beyond,
-    "overview": overview, "latency": latency, "scans": scans, "cpu": cpu, "operators": operators, "runs": runs,
-    "pictures": pictures, "tested versions": tested_versions,
+    "overview": overview, "latency": latency, "scans": scans, "video": video, "cpu": cpu, "operators": operators,
+    "runs": runs, "pictures": pictures, "tested versions": tested_versions,
     "inference": lambda: throughput("inference"), "training": lambda: throughput("train"),
     "inference by size": lambda: resolution("inference", speed),
     "training by size": lambda: resolution("train", speed),

@@ -154,7 +154,7 @@ def solid_gallery() -> list[str]:
 def gallery() -> list[str]:
     """Registered orders without those that are a part of another one's picture: ``NAME`` where there is ``NAME4``."""
     names = list_scans()
-    parts = {"h", "v", "snake_h", "snake_v", "uni", "antidiagonal"}
+    parts = {"h", "v", "snake_h", "snake_v", "uni", "cascade", "antidiagonal"}
     return [name for name in names if f"{name}4" not in names and name not in parts]
 
 

@@ -13,6 +13,7 @@ from vmamba.errors import UserError
 
 FOLDERS = {
     "levir": ("A/{}.png", "B/{}.png", "label/{}.png"),
+    "whu": ("A/{}.png", "B/{}.png", "label/{}.png"),
     "sysu": ("time1/{}.png", "time2/{}.png", "label/{}.png"),
     "second": ("im1/{}.png", "im2/{}.png", "label1/{}.png", "label2/{}.png"),
     "xbd": ("images/{}_pre_disaster.png", "images/{}_post_disaster.png", "targets/{}_pre_disaster_target.png",
@@ -60,12 +61,33 @@ def test_layout(layout, tmp_path):
 def test_land_cover_as_class_numbers(tmp_path):
     write(tmp_path, "second", names=("one",))
     array = np.zeros((20, 30), dtype=np.uint8)
-    array[3, 4] = 6
+    array[3, 4:6] = 6, 255
     for folder in ("label1", "label2"):
         Image.fromarray(array).save(tmp_path / "train" / folder / "one.png")
     *_, masks = ChangePairs(tmp_path, "train", "second", None).read(0)
     assert masks["first"][3, 4] == 6
-    assert masks["change"].sum() == 1
+    assert masks["change"][3, 3:6].tolist() == [0, 1, 255]
+    assert masks["change"].sum() == 256
+
+
+def test_splits_as_lists_of_files(tmp_path):
+    """Tiles of all splits in one place, as LEVIR-CD and WHU-CD are often passed on."""
+    write(tmp_path, "whu", split=".", names=("a.1", "b", "c"))
+    (tmp_path / "list").mkdir()
+    for split, names in {"train": "b.png\na.1\n\n", "val": "c.png", "test": "", "bad": "d.png"}.items():
+        (tmp_path / "list" / f"{split}.txt").write_text(names)
+    transform = ChangeTransform(None, augment=False)
+    dataset = ChangePairs(tmp_path, "train", "whu", transform)
+    assert [pair.name for pair in dataset.pairs] == ["b", "a.1"]
+    assert dataset.read(0)[2]["change"][0, :2].tolist() == [0, 1]
+    assert [pair.name for pair in ChangePairs(tmp_path, "val", "levir", transform).pairs] == ["c"]
+    with pytest.raises(UserError, match=r"no images in .*list/test\.txt"):
+        ChangePairs(tmp_path, "test", "whu", transform)
+    with pytest.raises(UserError, match=r"list/bad\.txt lists d\.png, which is not there"):
+        ChangePairs(tmp_path, "bad", "whu", transform)
+    (tmp_path / "B" / "c.png").unlink()
+    with pytest.raises(UserError, match=r"A/c\.png has no counterpart in .*/B"):
+        ChangePairs(tmp_path, "val", "whu", transform)
 
 
 def overwrite(path, array):
@@ -81,6 +103,8 @@ def overwrite(path, array):
      r"mask .*label/two\.png has the unknown class 7, but there are 0 to 1"),
     (lambda root: (root / "train/label/two.png").unlink(), r"A/two\.png has no counterpart in .*train/label"),
     (lambda root: (root / "train/A/two.png").write_bytes(b"no image"), r"cannot read image .*A/two\.png"),
+    (lambda root: Image.fromarray(np.zeros((20, 30), np.uint16)).save(root / "train/A/two.png"),
+     r"image .*A/two\.png has more than 8 bits a channel: scale it to 8 first"),
 ])
 def test_bad_pairs_are_named(damage, message, tmp_path):
     damage(write(tmp_path, "levir"))
@@ -146,7 +170,7 @@ def test_same_pair_of_scenes_however_it_is_reached():
 def test_scenes_change_where_the_labels_say():
     """Both dates show one photograph: what differs much more than light does, lies in the mask."""
     kinds = set()
-    for scene in ChangeScenes("validation", 24):
+    for scene in ChangeScenes("validation", 24, size=128):
         assert scene.first.shape == scene.second.shape == (128, 128, 3)
         assert np.array_equal(scene.change, scene.first_labels != scene.second_labels)
         kinds |= {("goes", bool((scene.first_labels[scene.change] > 0).any())),

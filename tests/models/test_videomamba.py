@@ -14,7 +14,7 @@ from vmamba.layers import VideoMixer
 from vmamba.models.videomamba import checkpoint_filter_fn, default_cfgs
 from vmamba.models.vim import BOTH_PATHS
 from vmamba.ops import selective_scan
-from vmamba.scans import VIDEO_SCANS, video_order
+from vmamba.scans import VIDEO_SCANS, VIDEO_SCHEDULES, video_order, video_schedule
 
 BOTH_WAYS = [name for name in VIDEO_SCANS if len(VIDEO_SCANS[name]) > 1]
 DIMS = {192: "tiny", 384: "small", 576: "middle", 768: "base"}
@@ -30,7 +30,8 @@ def test_matches_the_official_model(fixture):
     model.load_state_dict(checkpoint_filter_fn(dict(fill.fill_state_dict(meta["entries"])), model))
     assert sum(p.numel() for p in model.parameters()) == meta["n_params"]
     taps = {}
-    for i in (0, 11, 23):
+    tapped = sorted({int(key.removeprefix("layer").partition("_")[0]) for key in tensors if key.startswith("layer")})
+    for i in tapped:
         model.blocks[i].register_forward_pre_hook(
             lambda m, inputs, i=i: taps.__setitem__(f"layer{i}_residual_s13", inputs[0]))
         model.blocks[i].mixer.register_forward_hook(
@@ -68,6 +69,16 @@ def test_mixer_walks_its_order(scan):
             backend="reference").transpose(1, 2)
         expected = expected + y[:, back]
     torch.testing.assert_close(mixer(x, 3), mixer.out_proj(expected))
+
+
+@pytest.mark.parametrize("scan", VIDEO_SCHEDULES)
+def test_mixtures_over_the_blocks(scan):
+    """Blocks walk as scheduled, and weights of one order fit them."""
+    model = create_model("test_videomamba", scan=scan).eval()
+    model.load_state_dict(create_model("test_videomamba").state_dict())
+    assert [block.mixer.temporal for block in model.blocks] == [
+        [name.startswith("temporal")] * 2 for name in video_schedule(scan, len(model.blocks))]
+    assert model(torch.randn(1, 3, 3, 32, 32)).isfinite().all()
 
 
 def test_mixer_needs_both_ways():

@@ -69,6 +69,7 @@ def test_small_tables_by_hand():
     assert rows.mirror(1).index.tolist() == [[2, 1, 0, 5, 4, 3]]
     assert scan_order("w2", (2, 3)).index.tolist() == [[0, 1, 3, 4, 2, -1, 5, -1]]
     assert scan_order("w2_flip", (2, 3)).index.tolist() == [[-1, 5, -1, 2, 4, 3, 1, 0]]
+    assert scan_order("cascade", (2, 2)).index.tolist() == [[0, 1, 2, 3], [3, 2, 1, 0], [0, 2, 1, 3], [3, 1, 2, 0]]
     assert scan_order("h+w2", (2, 3)).index.tolist() == [[0, 1, 2, 3, 4, 5, -1, -1], [0, 1, 3, 4, 2, -1, 5, -1]]
 
 

@@ -1,11 +1,14 @@
 """Orders of published models against tables made by the published code."""
 import json
+import math
+from functools import partial
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.goldens import GOLDENS
-from vmamba.scans import consistent_traverse, hilbert_voxels, morton_voxels, scan_order, step_moves
+from vmamba.scans import consistent_traverse, hilbert_voxels, morton_voxels, recap_order, scan_order, step_moves
 
 TABLES = json.loads((GOLDENS / "scan_orders" / "scan_orders.json").read_text())["sizes"]
 EXTRA = load_file(GOLDENS / "scan_orders" / "scan_orders_extra.safetensors")
@@ -87,6 +90,31 @@ def test_consistent_traverse_goes_to_neighbours_along_the_first_axis_first(size,
     assert (sum(place.diff().abs() for place in places) == 1).all()
     first = "xyz".index(axes[0])
     assert places[first][:size[first]].tolist() == list(range(size[first]))
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (4, 3, 3), (3, 4, 5), (2, 1, 6), (1, 9, 1), (8, 8, 8)])
+@pytest.mark.parametrize("order", [
+    morton_voxels, hilbert_voxels, partial(consistent_traverse, axes="zxy", released=True)])
+def test_voxel_orders_visit_every_voxel_once(order, size):
+    walks = order(size)
+    assert (walks.size, walks.num_directions) == (size, 1)
+    assert sorted(walks.index[0].tolist()) == list(range(math.prod(size)))
+
+
+@pytest.mark.parametrize("side", [2, 4, 8, 16])
+def test_hilberts_curve_goes_to_neighbours_in_cubes(side):
+    places = torch.stack(torch.unravel_index(hilbert_voxels((side,) * 3).index[0].long(), (side,) * 3))
+    assert (places.diff(dim=1).abs().sum(0) == 1).all()
+
+
+@pytest.mark.parametrize(("size", "ratio"), [((1, 1), 1), ((2, 4), 2), ((6, 3), 3), ((8, 12), 4)])
+def test_recapped_orders_visit_query_and_copies_of_the_support_once(size, ratio):
+    order = recap_order(size, ratio)
+    tokens = size[0] * size[1]
+    assert order.index.sort(dim=1).values.tolist() == [list(range(2 * tokens))] * 4
+    windows = order.index.view(4, ratio ** 2, 2, -1)    # the support, then a window of the query
+    assert (windows[:, :, 0] >= tokens).all()
+    assert (windows[:, :, 1] < tokens).all()
 
 
 def test_axes_of_the_traverse_are_checked():

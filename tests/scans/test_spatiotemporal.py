@@ -6,7 +6,16 @@ import torch
 
 from tests.support.scans import selective_scan_arguments
 from vmamba.ops import selective_scan
-from vmamba.scans import VIDEO_SCANS, Route, ScanOrder, scan_order, video_order, video_routes
+from vmamba.scans import (
+    VIDEO_SCANS,
+    VIDEO_SCHEDULES,
+    Route,
+    ScanOrder,
+    scan_order,
+    video_order,
+    video_routes,
+    video_schedule,
+)
 
 FRAMES, PLACES = [0, 1, 2, 3, 4, 5], [0, 3, 1, 4, 2, 5]  # of two frames of 1 x 3 tokens
 BY_HAND = {
@@ -52,10 +61,23 @@ def test_walks_forwards_come_first():
 
 
 def test_bad_clips_are_refused():
-    with pytest.raises(ValueError, match="unknown order of clips 'spatial'; known orders: spatial_first, temporal_fir"):
+    with pytest.raises(ValueError, match="unknown order of clips 'spatial'; did you mean 'spatial_first'"):
         video_order("spatial", (1, 2, 2))
+    with pytest.raises(ValueError, match="unknown order of clips 'xyz'; known orders: spatial_first, temporal_first, "):
+        video_order("xyz", (1, 2, 2))
     with pytest.raises(ValueError, match=r"size must be three positive integers \(T, H, W\), got \(0, 2, 2\)"):
         video_order("spatial_first", (0, 2, 2))
+
+
+def test_schedules_over_blocks():
+    spatial, temporal = "spatial_first_bidi", "temporal_first_bidi"
+    assert {name: video_schedule(name, 5) for name in VIDEO_SCHEDULES} == {
+        "spatial_then_temporal": [spatial, spatial, spatial, temporal, temporal],
+        "temporal_then_spatial": [temporal, temporal, temporal, spatial, spatial],
+        "alternating": [spatial, temporal, spatial, temporal, spatial]}
+    assert video_schedule("spatiotemporal_v1", 2) == ["spatiotemporal_v1"] * 2
+    with pytest.raises(ValueError, match="unknown order of clips 'alternate'; did you mean 'alternating'"):
+        video_schedule("alternate", 4)
 
 
 # two dates P = 0..3 and Q = 4..7 of a 2 x 2 map

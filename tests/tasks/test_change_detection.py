@@ -106,6 +106,22 @@ def test_any_size_and_every_parameter_learns(task):
     assert not unused
 
 
+SUITE = [name for name in timm.list_models("test_*") if timm.model_entrypoint(name).__module__.startswith("vmamba.")]
+
+
+@pytest.mark.parametrize("name", SUITE)
+def test_backbones_of_the_suite(name):
+    """All with maps at the four strides, also where sides are no multiples of them."""
+    strides = timm.create_model(name, features_only=True).feature_info.reduction()
+    if list(strides) != [4, 8, 16, 32]:
+        with pytest.raises(ValueError, match=f"{name} has maps at strides "):
+            create_change_model("bcd", name)
+        return
+    model = create_change_model("bcd", name, dim=16).eval()
+    with torch.no_grad():
+        assert model(*torch.randn(2, 1, 3, 70, 45).unbind(0))["change"].shape == (1, 2, 70, 45)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
 def test_backbones_of_timm(name):
     kwargs = {"img_size": 64} if name.startswith("swin") else {}

@@ -1,10 +1,12 @@
 """make_change_scenes, train_change and predict_change through their command lines."""
 import csv
 import shutil
+from pathlib import Path
 
 import make_change_scenes
 import numpy as np
 import pytest
+import show_change
 import tifffile
 import torch
 from PIL import Image
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 from vmamba.data.change_pairs import SECOND_COLOURS
 from vmamba.tasks.change_detection import predict, train
 from vmamba.tasks.change_detection.predict import predict_windows
+from vmamba.tasks.loop import read_options
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,18 @@ def test_run_directory(trained):
     assert {"f1", "iou", "kappa", "oa", "train_loss"} <= rows(trained)[0].keys()
 
 
+def test_options_of_a_run_are_a_config(trained):
+    args, _ = read_options(train._parser(), ["--config", str(trained / "args.yaml"), "--epochs", "7"])
+    assert (args.encoder, args.dim, args.crop, args.epochs, args.pretrained) == ("test_vmamba", 16, 32, 7, False)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "configs" / "change_detection").glob("*.yaml")), ids=lambda p: p.stem)
+def test_recipes_are_read(path):
+    args, _ = read_options(train._parser(), ["--config", str(path), "--device", "cpu"])
+    assert args.encoder in path.stem
+
+
 def test_resumed_run_equals_uninterrupted_run(scenes, trained, tmp_path, monkeypatch, capsys):
     """The second epoch fails once; resumed, it comes out as in one go."""
     evaluate, calls = train.evaluate_pairs, []
@@ -96,6 +111,9 @@ def test_layouts_train_their_task(tmp_path, capsys):
         "--second", str(tmp_path / "val" / "im2"), "--output", str(tmp_path / "maps"), "--device", "cpu"]) == 0
     assert {path.name for path in (tmp_path / "maps").iterdir()} == {
         f"{i}_{name}{end}.png" for i in range(2) for name in ("change", "first", "second") for end in ("", "_overlay")}
+    for name, greatest in (("change", 255), ("first", 6)):      # land cover is class numbers
+        with Image.open(tmp_path / "maps" / f"0_{name}.png") as image:
+            assert np.asarray(image).max() <= greatest
 
 
 @pytest.mark.parametrize(("more", "message"), [
@@ -131,12 +149,15 @@ def test_windows_cover_images_of_any_size_and_agree(size, overlap):
     assert all(max(window) <= 32 for window in model.sizes)
 
 
-def test_one_window_equals_the_model(trained, scenes, tmp_path):
+def test_one_window_equals_the_model(trained, scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)     # as if the images were larger than PIL opens by itself
     pair = [str(scenes / "val" / date / "00001.png") for date in ("A", "B")]
     command = ["--checkpoint", str(trained / "model_best.safetensors"), "--first", pair[0], "--second", pair[1],
                "--device", "cpu"]
     assert predict.main([*command, "--output", str(tmp_path / "whole")]) == 0
     assert predict.main([*command, "--output", str(tmp_path / "cut"), "--window", "48", "--overlap", "16"]) == 0
+    assert Image.MAX_IMAGE_PIXELS == 100
+    monkeypatch.undo()
     for folder in ("whole", "cut"):
         with Image.open(tmp_path / folder / "00001_change.png") as image:
             assert image.size == (64, 64)
@@ -180,3 +201,21 @@ def test_prediction_names_what_is_wrong(trained, scenes, tmp_path, capsys):
     assert predict.main([*command[2:], "--checkpoint", str(tmp_path / "image.safetensors"), "--first", first,
                          "--second", first]) == 2
     assert "cannot read checkpoint" in capsys.readouterr().err
+
+
+def test_pictures_of_predictions_and_curves(trained, scenes, tmp_path, capsys):
+    predictions, curves = tmp_path / "docs" / "predictions.jpg", tmp_path / "docs" / "curves.png"
+    assert show_change.main([str(trained), "--data-dir", str(scenes), "--pairs", "3", "--predictions", str(predictions),
+                             "--curves", str(curves)]) == 0
+    with Image.open(predictions) as image:      # two pairs are there, four columns
+        assert image.width > 1.5 * image.height
+    with Image.open(curves) as image:
+        assert image.width > image.height
+    assert show_change.main([str(tmp_path), "--curves", str(curves)]) == 2
+    assert "summary.csv is not there" in capsys.readouterr().err
+
+
+def test_hits_and_errors_have_colours_of_their_own():
+    found, truth = np.array([[True, True, False, False]]), np.array([[True, False, True, False]])
+    assert [tuple(pixel) for pixel in show_change.coloured(found, truth)[0]] == [
+        show_change.FOUND, show_change.FALSE, show_change.MISSED, (0, 0, 0)]

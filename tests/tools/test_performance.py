@@ -101,6 +101,20 @@ def test_scan_orders(measured):
         "inference, 1024": "1.020", "run": "1"}
 
 
+def test_clips_of_several_lengths(measured):
+    shape = {"batch_size": "8", "peak_memory_mb": "100"}
+    measured({**shape, "frames": "8", "img_size": "8x224x224", "frames_per_s": "4000.0"},
+             {**shape, "frames": "64", "img_size": "64x224x224", "frames_per_s": "4100.0", "time_ratio": "7.805",
+              "peak_memory_mb": "700"},
+             {**shape, "frames": "8", "img_size": "8x224x224", "frames_per_s": "1000.0", "bench": "train"},
+             file="video_gpu")
+    assert parse(TABLES["video"]())[0] == {
+        "model": "`vmamba_tiny_s1l8`", "batch": "8", "frames": "8", "inference, eager, frames/s": "4,000",
+        "inference, eager, time ratio": "1.000", "inference, eager, MiB": "100", "training, eager, frames/s": "1,000",
+        "training, eager, time ratio": "1.000", "training, eager, MiB": "100", "run": "1"}
+    assert parse(TABLES["video"]())[1]["inference, eager, time ratio"] == "7.805"
+
+
 def test_check_and_write(measured, tmp_path, monkeypatch, capsys):
     measured({})
     monkeypatch.setattr(performance_tables, "ROOT", tmp_path)

@@ -1,11 +1,13 @@
 """train_video through its command line, on real clips played forwards and backwards."""
 import csv
+from pathlib import Path
 
 import pytest
 
 from tests.support.videos import write_playback
 from vmamba.data.datasets import UnreadableImageError
 from vmamba.tasks import video
+from vmamba.tasks.loop import read_options
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +21,16 @@ def flags(data, output, *more):
     return ["--data-dir", str(data), "--model", "test_videomamba", "--frames", "4", "--size", "32", "--hflip", "0",
             "--epochs", "1", "-b", "2", "--workers", "0", "--device", "cpu", "--output", str(output), "--experiment",
             "run", *more]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "configs" / "video").glob("*.yaml")), ids=lambda p: p.stem)
+def test_recipes_are_read(path):
+    args, _ = read_options(video._parser(), ["--config", str(path), "--data-dir", "DIR", "--device", "cpu"])
+    model = video._build({
+        "model": args.model, "model_args": args.model_kwargs, "classes": ["a"], "frames": args.frames,
+        "size": args.size})
+    assert model.blocks[-1].drop_path.drop_prob == pytest.approx(0.1)
 
 
 def test_trains_and_evaluates(playback, tmp_path, capsys):

@@ -2,16 +2,20 @@
 
 | layout | data sets | folders below the split (train, val, test) |
 |---|---|---|
-| `levir` | LEVIR-CD, LEVIR-CD+, WHU-CD cut into tiles | `A`, `B`, `label` |
+| `levir` | LEVIR-CD, LEVIR-CD+ | `A`, `B`, `label` |
+| `whu` | WHU-CD cut into tiles | `A`, `B`, `label` |
 | `sysu` | SYSU-CD | `time1`, `time2`, `label` |
 | `second` | SECOND | `im1`, `im2`, `label1`, `label2` |
 | `xbd` | xBD | `images` and `targets`, both dates in one folder |
+
+Where there is no folder of the split but a file `list/SPLIT.txt` of names, as in the tiles of 256 x 256 pixels that are
+passed on of LEVIR-CD and WHU-CD, the folders lie in the root and hold all splits.
 
 Files of a pair have one name, in `xbd` but for `pre_disaster` and `post_disaster`. Masks of change are 0 and 255 or 1.
 Land cover is SECOND's colours, or class numbers 0 to 6. Masks of `xbd` are the `_target.png` files of its challenge:
 0 and 1 before the disaster (building), 0 to 4 after it (damage).
 """
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +76,7 @@ def _one_name(task: str, classes: dict[str, int], **folders: str) -> Layout:
 
 LAYOUTS = {
     "levir": _one_name("bcd", {"change": 1}, first="A", second="B", change="label"),
+    "whu": _one_name("bcd", {"change": 1}, first="A", second="B", change="label"),
     "sysu": _one_name("bcd", {"change": 1}, first="time1", second="time2", change="label"),
     "second": Layout(
         "scd", {"first": 6, "second": 6},
@@ -98,28 +103,45 @@ def find_pairs(root: str | Path, split: str, layout: str) -> list[Pair]:
     """Lists the pairs of a split by name.
 
     Raises:
-        UserError: unknown layout, a folder is missing or empty, or a file of a pair is.
+        UserError: unknown layout, a folder or list is missing or empty, or a file of a pair is.
     """
     if layout not in LAYOUTS:
         raise UserError(f"unknown layout {layout!r}{near_names(layout, LAYOUTS)}; known: {', '.join(LAYOUTS)}")
     known = LAYOUTS[layout]
-    found = {part: _files(Path(root) / split / folder, known.names[part]) for part, folder in known.folders.items()}
-    names = list(found["first"])
+    listed = Path(root) / "list" / f"{split}.txt"
+    by_list = listed.is_file() and not (Path(root) / split).is_dir()
+    base = Path(root) if by_list else Path(root) / split
+    found = {part: _files(base / folder, known.names[part]) for part, folder in known.folders.items()}
+    names = _listed_names(listed, found["first"], known.names["first"]) if by_list else list(found["first"])
     if not names:
-        raise UserError(f"no images in {Path(root) / split / known.folders['first']}")
+        raise UserError(f"no images in {listed if by_list else base / known.folders['first']}")
     for part, files in found.items():
         missing = [name for name in names if name not in files]
         if missing:
-            raise UserError(
-                f"{found['first'][missing[0]]} has no counterpart in {Path(root) / split / known.folders[part]}")
+            raise UserError(f"{found['first'][missing[0]]} has no counterpart in {base / known.folders[part]}")
     masks = [part for part in found if part not in ("first", "second")]
     return [Pair(name, found["first"][name], found["second"][name], {
         part.removesuffix("_mask"): found[part][name] for part in masks}) for name in names]
 
 
+def _listed_names(path: Path, known: Mapping[str, Path], ending: str) -> list[str]:
+    """Names of the pairs that a list of files has, a file a line, with or without a suffix."""
+    found = []
+    for line in path.read_text().splitlines():
+        file = Path(line.strip())
+        name = (file.stem if file.suffix.lower() in SUFFIXES else file.name).removesuffix(ending)
+        if name and name not in known:
+            raise UserError(f"{path} lists {file}, which is not there")
+        if name:
+            found.append(name)
+    return found
+
+
 def _read(path: Path, mode: str | None) -> np.ndarray:
     try:
         with Image.open(path) as image:
+            if mode and image.mode.startswith(("I", "F")):      # conversion would clip them
+                raise UnreadableImageError(f"image {path} has more than 8 bits a channel: scale it to 8 first")
             return np.asarray(image.convert(mode) if mode else image)
     except UNREADABLE as error:
         raise UnreadableImageError(f"cannot read image {path}: {error}") from None
@@ -189,7 +211,8 @@ class ChangePairs(Dataset):
                     f"{path} is {part.shape[0]} x {part.shape[1]} pixels, but {pair.first} is "
                     f"{first.shape[0]} x {first.shape[1]}")
         if self.task == "scd":
-            masks["change"] = ((masks["first"] > 0) | (masks["second"] > 0)).astype(np.int64)
+            ignored = (masks["first"] == 255) | (masks["second"] == 255)
+            masks["change"] = np.where(ignored, 255, (masks["first"] > 0) | (masks["second"] > 0)).astype(np.int64)
         return first, second, masks
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:

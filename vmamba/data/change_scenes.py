@@ -57,7 +57,7 @@ class ChangeScenes(Dataset):
         UserError: unknown split, count or size out of range, or a package that holds the images is not installed.
     """
 
-    def __init__(self, split: str, count: int, *, size: int = 128, seed: int = 0):
+    def __init__(self, split: str, count: int, *, size: int = 192, seed: int = 0):
         self.scenes = DigitScenes(split, count, size=size, seed=seed)
 
     def __len__(self) -> int:

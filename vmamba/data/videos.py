@@ -114,7 +114,7 @@ def find_videos(root: str | Path, split: str, frames: int) -> tuple[list[VideoFi
     if not folder.is_dir():
         raise UserError(f"{folder} is not there")
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    videos = []
+    videos, left_out = [], []
     for label, name in enumerate(classes):
         for path in sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in SUFFIXES):
             try:
@@ -123,10 +123,12 @@ def find_videos(root: str | Path, split: str, frames: int) -> tuple[list[VideoFi
                     raise UnreadableImageError(f"video {path} has {found} frames, fewer than the {frames} asked for")
             except UnreadableImageError as error:
                 print(f"warning: {error}; it is left out", file=sys.stderr, flush=True)
+                left_out.append(str(error))
                 continue
             videos.append(VideoFile(path, label, found))
     if not videos:
-        raise UserError(f"no videos of {frames} frames or more in the class folders of {folder}")
+        reason = f": {left_out[0]}" if left_out else ""
+        raise UserError(f"no videos of {frames} frames or more in the class folders of {folder}{reason}")
     return videos, classes
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vmamba._timm import generate_default_cfgs, register_model, update_model_input_size
 from vmamba.layers import PatchEmbed, RMSNorm, VideoMixer
+from vmamba.scans import video_schedule
 
 from ._cfg import classifier_cfg
 from ._checkpoint import load_released, open_envelope, require_fit
@@ -84,8 +85,8 @@ class VideoMamba(TokenBackbone):
         embed_dim: Channels.
         depth: Blocks.
         d_state: States N per channel.
-        scan: Name of an order of clips that walks both ways, see :data:`vmamba.scans.VIDEO_SCANS`; released weights
-            are for "spatial_first_bidi".
+        scan: Name of an order of clips that walks both ways, see :data:`vmamba.scans.VIDEO_SCANS`, or of a mixture over
+            the blocks, see :data:`vmamba.scans.VIDEO_SCHEDULES`; released weights are for "spatial_first_bidi".
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; rises linearly from 0.
         decay_ssm: Apply weight decay to ``A_log``, as the authors' recipe does.
@@ -112,7 +113,8 @@ class VideoMamba(TokenBackbone):
         dd = {"device": device, "dtype": dtype}
         super().__init__(
             PatchEmbed(in_chans, embed_dim, patch_size, patch_size, **dd),
-            [VideoMambaBlock(embed_dim, d_state, scan, rate, **dd) for rate in drop_path_rates(drop_path_rate, depth)],
+            [VideoMambaBlock(embed_dim, d_state, order, rate, **dd) for order, rate in zip(
+                video_schedule(scan, depth), drop_path_rates(drop_path_rate, depth), strict=True)],
             RMSNorm(embed_dim, **dd),
             embed_dim, True, img_size, in_chans, num_classes, global_pool, drop_rate, decay_ssm, wide_stream=True, **dd)
         self.temporal_embed = TemporalEmbedding(num_frames, embed_dim, **dd)

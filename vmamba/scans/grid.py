@@ -4,7 +4,7 @@ Liu et al., "VMamba: Visual State Space Model", arXiv:2401.10166, section 4.2 (2
 """
 from __future__ import annotations
 
-from .registry import Route, register_routes
+from .registry import Route, register_alias, register_routes
 
 __all__: list[str] = []
 
@@ -36,3 +36,6 @@ register_routes("v", 1, lambda directions: (_COLUMN,))
 register_routes("uni", 1, _uni)
 register_routes("bidi", 2, _bidi)
 register_routes("cross", 4, _cross)
+# The walks of VMamba's cascaded scan (the ablation v052dc), side by side over one map. As published they are two passes
+# with a state of its own for each line, the columns over what the rows gave, which no table can say.
+register_alias("cascade", "h+h_flip+v+v_flip")

@@ -175,10 +175,14 @@ def _derived(name: str) -> _Scan:
     numbered = re.fullmatch(r"(\D+)(\d+)", name)
     if numbered and numbered[1] in _NUMBERED:
         return _NUMBERED[numbered[1]](int(numbered[2]))
-    near = difflib.get_close_matches(name, list_scans(), n=3)
-    known = ", ".join([*list_scans(), *(f"{family}<number>" for family in sorted(_NUMBERED))])
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known orders: {known}"
+    hint = near_or_known(name, list_scans(), [f"{family}<number>" for family in sorted(_NUMBERED)])
     raise ValueError(f"unknown scan order {name!r}; {hint}")
+
+
+def near_or_known(name: str, known: Sequence[str], also: Sequence[str] = ()) -> str:
+    """What an error says after an unknown name: the names near it, or else all of them and ``also``."""
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"known orders: {', '.join([*known, *also])}"
 
 
 # Tables of these are made of other tables, which scan_order keeps.

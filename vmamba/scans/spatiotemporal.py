@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from .order import ScanOrder
-from .registry import Route, register_scan, scan_order
+from .registry import Route, near_or_known, register_scan, scan_order
 
-__all__ = ["VIDEO_SCANS", "video_order", "video_routes"]
+__all__ = ["VIDEO_SCANS", "VIDEO_SCHEDULES", "video_order", "video_routes", "video_schedule"]
 
 _FRAMES, _PLACES = Route(column=False, reverse=False), Route(column=True, reverse=False)
 _FRAMES_BACK, _PLACES_BACK = Route(column=False, reverse=True), Route(column=True, reverse=True)
@@ -37,6 +37,33 @@ VIDEO_SCANS: dict[str, tuple[Route, ...]] = {
 frames forwards and places backwards. ``spatiotemporal_v2`` is the mixture of all four.
 """
 
+VIDEO_SCHEDULES = ("spatial_then_temporal", "temporal_then_spatial", "alternating")
+"""Mixtures over the blocks of a model: ``spatial_first_bidi`` in the first half of them and ``temporal_first_bidi`` in
+the second, the other way round, or the two in turn, spatial first."""
+
+
+def video_schedule(name: str, depth: int) -> list[str]:
+    """The order of clips of each block of a model.
+
+    Args:
+        name: One of :data:`VIDEO_SCANS`, for all blocks, or of :data:`VIDEO_SCHEDULES`.
+        depth: Number of blocks; of an odd one, the first half has one block more.
+
+    Raises:
+        ValueError: ``name`` is in neither.
+    """
+    if name in VIDEO_SCANS:
+        return [name] * depth
+    if name not in VIDEO_SCHEDULES:
+        raise ValueError(f"unknown order of clips {name!r}; {near_or_known(name, [*VIDEO_SCANS, *VIDEO_SCHEDULES])}")
+    first, second = "spatial_first_bidi", "temporal_first_bidi"
+    if name == "alternating":
+        return [(first, second)[i % 2] for i in range(depth)]
+    if name == "temporal_then_spatial":
+        first, second = second, first
+    half = (depth + 1) // 2
+    return [first] * half + [second] * (depth - half)
+
 
 def video_routes(name: str) -> tuple[Route, ...]:
     """The directions of an order of clips as rows (spatial-first) and columns (temporal-first) of a T x HW grid.
@@ -45,7 +72,7 @@ def video_routes(name: str) -> tuple[Route, ...]:
         ValueError: ``name`` is not in :data:`VIDEO_SCANS`.
     """
     if name not in VIDEO_SCANS:
-        raise ValueError(f"unknown order of clips {name!r}; known orders: {', '.join(VIDEO_SCANS)}")
+        raise ValueError(f"unknown order of clips {name!r}; {near_or_known(name, list(VIDEO_SCANS))}")
     return VIDEO_SCANS[name]
 
 

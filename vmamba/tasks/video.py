@@ -1,4 +1,5 @@
 """The command behind tools/train_video.py: trains and evaluates a classifier of clips on folders of video files."""
+import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def _parser() -> Parser:
     add = parser.add_argument
     add("--model", default="videomamba_tiny", metavar="NAME", help="a timm model that takes clips: videomamba_*")
     add("--model-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="K=V", help="more model arguments")
-    add("--pretrained", action="store_true", help="start from the published weights")
+    add("--pretrained", action=argparse.BooleanOptionalAction, default=False, help="start from the published weights")
     add("--frames", type=int, default=8, metavar="N", help="frames of a clip")
     add("--size", type=int, default=224, metavar="N", help="side of the frames, pixels")
     add("--hflip", type=float, default=0.5, metavar="P", help="probability of a mirrored clip")

@@ -1,5 +1,6 @@
 """The command behind tools/predict_change.py: maps of change of images of any size, by overlapping windows."""
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,16 @@ def _pairs(first: Path, second: Path) -> Iterator[tuple[Path, Path]]:
         yield path, second / path.name
 
 
+@contextmanager
+def _images_of_any_size() -> Iterator[None]:
+    """Lets PIL open images that it takes for decompression bombs elsewhere: aerial images are that large."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
 def _geo_tags(path: Path) -> list[tuple[int, int, int, Any, bool]]:
     """The tags of a GeoTIFF that another one of the same grid takes over; none for other images."""
     if path.suffix.lower() not in (".tif", ".tiff"):
@@ -124,7 +135,8 @@ def _write(folder: Path, name: str, classes: np.ndarray, shown: np.ndarray, kind
         require("tifffile").imwrite(folder / f"{name}.tif", classes, compression="zlib", extratags=tags)
     else:
         # class 1 of 2 is white, as masks of change are
-        Image.fromarray(classes * 255 if classes.max(initial=0) <= 1 else classes).save(folder / f"{name}.png")
+        binary = name.endswith(("_change", "_building"))
+        Image.fromarray(classes * 255 if binary else classes).save(folder / f"{name}.png")
     coloured = 0.5 * shown + 0.5 * _COLOURS[classes % len(_COLOURS)]
     overlay = np.where(classes[..., None] > 0, coloured, shown).astype(np.uint8)
     Image.fromarray(overlay).save(folder / f"{name}_overlay.png")
@@ -144,7 +156,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     pairs = list(_pairs(args.first, args.second))
     make_folder(args.output)
     for first_path, second_path in pairs:
-        first, second = read_image(first_path), read_image(second_path)
+        with _images_of_any_size():
+            first, second = read_image(first_path), read_image(second_path)
         if first.shape != second.shape:
             raise UserError(f"{second_path} is {second.shape[0]} x {second.shape[1]} pixels, but {first_path} is "
                             f"{first.shape[0]} x {first.shape[1]}")
@@ -157,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             shown = first if name in ("first", "building") else second
             _write(args.output, f"{first_path.stem}_{name}", classes[0].numpy().astype(np.uint8), shown, args.format,
                    _geo_tags(first_path))
-        changed = maps["change" if "change" in maps else "damage"]
-        print(f"{first_path}: {100 * float((changed[0] > 0).float().mean()):.2f} % of the pixels"
+        counted = maps["change" if "change" in maps else "building"]
+        print(f"{first_path}: {100 * float(counted[0].float().mean()):.2f} % of the pixels"
               f" {'changed' if 'change' in maps else 'are buildings'}")
     return 0

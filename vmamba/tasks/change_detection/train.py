@@ -1,4 +1,5 @@
 """The command behind tools/train_change.py: trains one of ChangeMamba's systems on folders of pairs."""
+import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,8 @@ def _parser() -> Parser:
         help="tiny, small, base (the published ones), or a timm model with maps at strides 4 to 32")
     add("--encoder-kwargs", nargs="*", default={}, action=ParseKwargs, metavar="K=V", help="more encoder arguments")
     add("--dim", type=int, default=128, metavar="N", help="channels of the decoders")
-    add("--pretrained", action="store_true", help="start from the encoder's published weights")
+    add("--pretrained", action=argparse.BooleanOptionalAction, default=False,
+        help="start from the encoder's published weights")
     add_run_arguments(parser)
     return parser
 
