@@ -42,7 +42,8 @@ def test_a_model_does_not_notice(name):
         assert recorder.scans
         count = len(recorder.scans)
         model(images)
-    assert len(recorder.scans) == count and not any(m._forward_hooks for m in model.modules())
+    assert len(recorder.scans) == count
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -129,7 +130,9 @@ def test_scan_of_padding_decays_there():
     assert scan.order.has_padding
     walk = scan.walk(2)
     padding = walk.places < 0
-    assert padding.any() and (walk.u[:, padding] == 0).all() and (walk.delta[:, padding] > 0).all()
+    assert padding.any()
+    assert (walk.u[:, padding] == 0).all()
+    assert (walk.delta[:, padding] > 0).all()
 
 
 @pytest.mark.parametrize("name", ["test_mlla", "test_vssd"])

@@ -36,7 +36,7 @@ class ReceptiveField:
 
     @property
     def diameter(self) -> float:
-        """Square root of the number of pixels with more than 4.55 % of the greatest weight, as Luo et al. measure it."""
+        """Square root of the number of pixels with more than 4.55 % of the greatest weight (Luo et al.)."""
         return float((self.weights > TWO_DEVIATIONS * self.weights.max()).sum()) ** 0.5
 
     def area(self, share: float) -> float:

@@ -84,7 +84,7 @@ class ScanRecorder(TorchFunctionMode):
         self._images, self._pixels = 0, (0, 0)
         self._windows: _Layout | None = None    # by a reordering around layers
         self._layer = ""
-        self._layout: _Layout | None = None     # of the layer's input; None for a map
+        self._layouts: dict[str, _Layout | None] = {}   # of the input of each layer; None for a map
         self._walks: _Layout | None = None      # by a reordering in the layer
 
     def __enter__(self) -> ScanRecorder:
@@ -119,7 +119,7 @@ class ScanRecorder(TorchFunctionMode):
         def enter(module: nn.Module, arguments: tuple) -> None:
             self._layer, self._walks = name, None
             if name in self.layers:
-                self._layout = self._layout_of(arguments[0])
+                self._layouts[name] = self._layout_of(arguments[0])
 
         return enter
 
@@ -209,7 +209,7 @@ class ScanRecorder(TorchFunctionMode):
     def _scan_layout(self, x: Tensor, order: ScanOrder) -> _Layout:
         """Where the tokens [L] of the K directions of a scan are, those in the batch included."""
         fold, directions, tokens = x.shape[0] // self._images, order.num_directions, x.shape[1]
-        layout, walks = self._layout, self._walks
+        layout, walks = self._layouts[self._layer], self._walks
         if walks is not None:
             places = walks.places
             if layout is not None:
@@ -243,22 +243,21 @@ class ScanRecorder(TorchFunctionMode):
             """``[B, L, K * heads, P] -> [B, L, K, heads * P]``."""
             return t.reshape(batch, length, directions, heads * channels)
 
-        def each(t: Tensor | None) -> Tensor | None:
+        def each(t: Tensor) -> Tensor:
             """``[K * heads (, P)] -> [K, heads * P]``."""
-            if t is None:
-                return None
             return (t if t.ndim == 2 else t.unsqueeze(1).expand(-1, channels)).reshape(directions, heads * channels)
 
-        rates = each((-A).log())
-        assert dt_softplus and initial_state is None and rates is not None  # as every model calls it
+        if not dt_softplus or initial_state is not None:
+            raise NotImplementedError("no model of the suite calls ssd_scan without softplus or with an initial state")
         order = ScanOrder(
             "uni", (1, length), torch.arange(length, dtype=torch.int32, device=x.device).expand(directions, -1), length)
         weight = torch.eye(heads, device=x.device).repeat_interleave(channels, 0).expand(directions, -1, -1)
         layout = self._scan_layout(x, order)
         self.scans.append(Scan(
             self._layer, *layout, order, x, y, by_direction, lambda t: by_direction(t).transpose(1, 2),
-            torch.cat([dt.reshape(batch, length, directions, heads), B, C], dim=-1), weight, each(dt_bias),
-            rates.unsqueeze(-1).expand(-1, -1, states), each(D)))
+            torch.cat([dt.reshape(batch, length, directions, heads), B, C], dim=-1), weight,
+            each(dt_bias) if dt_bias is not None else None, each((-A).log()).unsqueeze(-1).expand(-1, -1, states),
+            each(D) if D is not None else None))
         return y, last
 
 

@@ -55,7 +55,7 @@ class Scan:
         order: How the directions walk their tokens.
         x: What is scanned, as the operator got it: a tensor of the graph.
         y: What the scan gave, as the operator gives it with its directions apart: a tensor of the graph.
-        arrange_x: From the layout of ``x`` to [B, L, D], or [B, L, K, D] where directions have activations of their own.
+        arrange_x: From the layout of ``x`` to [B, L, D], or [B, L, K, D] where directions have their own.
         arrange_y: From the layout of ``y`` to [B, K, L, D].
         proj: [B, L, K, R + 2N], or [B, L, K, R + 1] without C.
         dt_weight: [K, D, R].
