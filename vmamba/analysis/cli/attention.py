@@ -52,8 +52,9 @@ def run(args: argparse.Namespace) -> int:
     if not (0 <= pixel[0] < height and 0 <= pixel[1] < width):
         raise UserError(f"--pixel {pixel[0]} {pixel[1]} is not in the image, which the model takes as {height}x{width}")
     images = load_images(args.inputs, description)
-    record_scans(model, images[0].pixels.unsqueeze(0).to(device), args.layers)      # fails before anything is written
     layers = args.layers or _evenly(names)
+    for scan in record_scans(model, images[0].pixels.unsqueeze(0).to(device), layers):
+        _place(scan, pixel, (height, width), args.class_token)      # fails before anything is written
     make_folder(args.output)
     rows = []
     for image in images:

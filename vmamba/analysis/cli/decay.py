@@ -57,9 +57,9 @@ def _draw(rows: list[dict[str, Any]], title: str, args: argparse.Namespace) -> N
     for axis, name in zip(axes, ("step size delta", "decay exp(delta A)", "half-life, steps"), strict=True):
         axis.set_ylabel(name, fontsize=8)
         axis.grid(alpha=0.3, axis="y")
-        axis.tick_params(labelsize=7)
-    axes[0].set_yscale("log")
-    axes[2].set_yscale("log")
+        if name != "decay exp(delta A)":
+            axis.set_yscale("log")
+        axis.tick_params(labelsize=7, which="both")
     axes[2].set_xticks(range(len(layers)), layer_labels(layers), rotation=90)
     axes[2].legend(fontsize=6, ncols=min(4, directions))
     figure.suptitle(f"{title}\nlines: 5 to 95 %, bars: 25 to 75 %, dots: median", fontsize=8)
