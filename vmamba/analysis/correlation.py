@@ -126,6 +126,7 @@ class Correlation:
     internal: Tensor
 
 
+@torch.enable_grad()
 def state_correlations(
         model: Any, images: Tensor, classes: Tensor, taps: Sequence[Tap], differentiable: bool = False,
 ) -> tuple[Tensor, dict[Tap, Correlation]]:
@@ -153,7 +154,7 @@ def state_correlations(
 
     hook = model.get_submodule(layers[0]).register_forward_pre_hook(begin)
     try:
-        with torch.enable_grad(), reference, recorder:
+        with reference, recorder:
             logits = model(images)
     finally:
         hook.remove()
