@@ -127,7 +127,7 @@ def test_correlation(image_folder, masks, weights, tmp_path, capsys):
 def test_repair(image_folder, masks, trained, tmp_path, capsys):
     checkpoint = trained / "model_best.safetensors"
     flags = ["repair", "--checkpoint", str(checkpoint), "--data-dir", str(image_folder), "--val-split", "val",
-             "--masks", str(masks), "--layers", "stages.2.blocks.0.mixer", "--epochs", "1", "--batch-size", "16",
+             "--masks", str(masks), "--layers", "stages.2.blocks.1.mixer", "--epochs", "1", "--batch-size", "24",
              "--workers", "0", "--device", "cpu", "--confident", "0.3", "--output", str(tmp_path), "--experiment", "r"]
     assert main(flags) == 0
     printed = capsys.readouterr().out
@@ -162,9 +162,8 @@ def test_repair(image_folder, masks, trained, tmp_path, capsys):
     (["erf", "IMAGE"], "no model: give --checkpoint FILE or --model NAME --pretrained"),
     (["correlation", "--dataset", "digits", "--model", "test_mlla"],
      "MLLA runs no scans, which this looks at: it has no states"),
-    (["correlation", "--dataset", "digits", "--model", "test_a2mamba", "--num-classes", "10", "--states", "z",
-      "--layers", "stages.0.blocks.0.mixer.ssm"],
-     "stages.0.blocks.0.mixer.ssm of A2Mamba has the states c, s, y, not z"),
+    (["correlation", "--dataset", "digits", "--model", "test_vmamba", "--num-classes", "10", "--states", "z"],
+     "stages.3.blocks.0.mixer of VMamba has the states x, c, s, y, not z"),
     (["repair", "--data-dir", "x"], "nothing to repair: give --checkpoint FILE, or --model NAME --pretrained"),
     (["repair", "--data-dir", "x", "--checkpoint", "x", "--internal", "0"],
      "nothing to repair by: --external needs --masks, --internal needs --internal-states"),

@@ -80,6 +80,7 @@ class ScanMaps:
     is_read_merged: Tensor
 
 
+@torch.no_grad()
 def scan_maps(scan: Scan, place: int) -> ScanMaps:
     """Row and column of a token in the attention matrices of a scan, and the states, as maps.
 

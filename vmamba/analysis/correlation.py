@@ -74,15 +74,11 @@ class StateRecorder(ScanRecorder):
         """The scan of a layer; of several scales, that of its own map."""
         return max((scan for scan in self.found() if scan.layer == layer), key=lambda scan: scan.count)
 
-    def state(self, tap: Tap) -> _State:
-        """A state of the latest forward pass.
-
-        Raises:
-            UserError: The layer has no such state.
-        """
-        scan = self.main_scan(tap.layer)
+    def states(self, layer: str) -> dict[str, _State]:
+        """The states of a layer in the latest forward pass, those of :data:`STATES` that it has."""
+        scan = self.main_scan(layer)
         channels = scan.arrange_x(scan.x).shape[-1]
-        layout = self._layouts[tap.layer]
+        layout = self._layouts[layer]
 
         def arrange(values: Tensor) -> Tensor:
             """What the layer gets or gives."""
@@ -91,17 +87,26 @@ class StateRecorder(ScanRecorder):
             tokens = values.unflatten(0, (-1, len(layout.places))).flatten(1, 2)
             return to_places(tokens, layout.places.flatten(), scan.count)
 
-        projected = self._projected.get(tap.layer)
         found = {
             "c": _State(scan.x, scan.input_map), "s": _State(scan.y, scan.output_map),
-            "y": _State(self._given[tap.layer], arrange)}
+            "y": _State(self._given[layer], arrange)}
+        projected = self._projected.get(layer)
         if projected is not None:
             found["x"] = _State(projected, lambda values: arrange(values[..., :channels]))
             if projected.shape[-1] == 2 * channels:
                 found["z"] = _State(projected, lambda values: arrange(values[..., channels:]))
+        return {name: found[name] for name in STATES if name in found}
+
+    def state(self, tap: Tap) -> _State:
+        """A state of the latest forward pass.
+
+        Raises:
+            UserError: The layer has no such state.
+        """
+        found = self.states(tap.layer)
         if tap.state not in found:
-            raise UserError(f"{tap.layer} of {type(self.model).__name__} has the states "
-                            f"{', '.join(name for name in STATES if name in found)}, not {tap.state}")
+            raise UserError(f"{tap.layer} of {type(self.model).__name__} has the states {', '.join(found)}, "
+                            f"not {tap.state}")
         return found[tap.state]
 
 

@@ -20,12 +20,12 @@ from vmamba.train.checkpoint import Description
 from vmamba.train.run_directory import make_folder
 
 from ..class_activation import normalise_maps, resize_maps
-from ..correlation import STATES, Correlation, Tap, external_scores, internal_score, state_correlations
+from ..correlation import STATES, Correlation, StateRecorder, Tap, external_scores, internal_score, state_correlations
 from ..pictures import draw_heat, draw_image, image_grid, save_figure, shown_image
 from ..recorder import scan_layers
 from .inputs import add_weight_arguments, load_model, write_table
 
-__all__ = ["GROUPS", "add", "add_tap_arguments", "labelled_images", "run", "taps_of"]
+__all__ = ["GROUPS", "add", "add_tap_arguments", "chosen_layers", "labelled_images", "run"]
 
 GROUPS = ("simple", "difficult")
 SHOWN = 4
@@ -44,17 +44,16 @@ def add(commands: Any) -> None:
     data.add_argument("--masks", metavar="DIR", help="folder of the masks of objects: DIR/CLASS/NAME.png")
     data.add_argument("--max-images", type=int, default=1000, metavar="N", help="images, evenly from the split")
     add_weight_arguments(parser, "analysis")
-    add_tap_arguments(parser, STATES)
+    add_tap_arguments(parser).add_argument(
+        "--states", nargs="+", choices=STATES, metavar="STATE",
+        help="states: x projected, c convolved, s scanned, z gate, y of the mixer (default: those there are)")
     parser.set_defaults(run=run)
 
 
-def add_tap_arguments(parser: argparse.ArgumentParser, states: Sequence[str] | None) -> argparse._ArgumentGroup:
-    """Adds what chooses layers, and states where there are ``states`` to choose by default."""
+def add_tap_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Adds what chooses layers, and what counts."""
     group = parser.add_argument_group("states")
     group.add_argument("--layers", nargs="+", metavar="NAME", help="layers that scan (default: the last)")
-    if states:
-        group.add_argument("--states", nargs="+", choices=STATES, default=list(states), metavar="STATE",
-                           help="states: x projected, c convolved, s scanned, z gate, y of the mixer")
     group.add_argument("--confident", type=float, default=0.8, metavar="P",
                        help="probability of its class from which an image is simple")
     group.add_argument("--threshold", type=float, default=0.3, metavar="X",
@@ -62,16 +61,26 @@ def add_tap_arguments(parser: argparse.ArgumentParser, states: Sequence[str] | N
     return group
 
 
-def taps_of(model: Any, layers: Sequence[str] | None, states: Sequence[str]) -> list[Tap]:
-    """The states asked for, of the last layer that scans if none is named.
+def chosen_layers(model: Any, layers: Sequence[str] | None) -> list[str]:
+    """The layers named, or the last one that scans.
 
     Raises:
-        UserError: The model has no layer that scans.
+        UserError: The model has none.
     """
     names = scan_layers(model)
     if not names:
         raise UserError(f"{type(model).__name__} runs no scans, which this looks at: it has no states")
-    return [Tap(layer, state) for layer in layers or names[-1:] for state in states]
+    return list(layers or names[-1:])
+
+
+def _taps(model: Any, image: Tensor, args: argparse.Namespace) -> list[Tap]:
+    """The states asked for, or all that the layers have."""
+    layers = chosen_layers(model, args.layers)
+    if args.states:
+        return [Tap(layer, state) for layer in layers for state in args.states]
+    with torch.no_grad(), StateRecorder(model, layers) as recorder:
+        model(image.unsqueeze(0))
+    return [Tap(layer, state) for layer in layers for state in recorder.states(layer)]
 
 
 def labelled_images(
@@ -114,8 +123,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--max-images must be at least 1, --threshold lie between 0 and 1, --confident between "
                         f"{DIFFICULT} and 1")
     model, description, device = load_model(args)
-    taps = taps_of(model, args.layers, args.states)
+    chosen_layers(model, args.layers)       # before the data are looked for
     images = labelled_images(args, args.split, description, evaluation_view(description.data_config), args.masks)
+    taps = _taps(model, images[0][0].to(device), args)
     count = min(args.max_images, len(images))
     chosen = Subset(images, [i * len(images) // count for i in range(count)])
     groups = {name: _Group() for name in GROUPS}

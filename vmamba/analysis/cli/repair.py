@@ -24,7 +24,7 @@ from vmamba.train.validate import checkpoint_arguments
 
 from ..correlation import STATES, Correlation, Tap, state_correlations
 from ..repair import ClassTemplates, RepairTask
-from .correlation import add_tap_arguments, labelled_images, taps_of
+from .correlation import add_tap_arguments, chosen_layers, labelled_images
 
 __all__ = ["main", "parser"]
 
@@ -42,7 +42,7 @@ def parser() -> Parser:
     add_model_arguments(parser)
     add_run_arguments(parser)
     parser.set_defaults(val_split="validation", lr=1e-4, epochs=5)
-    group = add_tap_arguments(parser, None)
+    group = add_tap_arguments(parser)
     add = group.add_argument
     add("--masks", metavar="DIR", help="folder of the masks of objects: DIR/SPLIT/CLASS/NAME.png")
     add("--external-states", nargs="*", choices=STATES, default=["c", "s"], metavar="STATE",
@@ -64,8 +64,9 @@ def main(argv: list[str]) -> int:
     _check(args)
     model, description = load_classifier(args)
     model.to(device)
-    external = taps_of(model, args.layers, args.external_states) if args.masks and args.external else []
-    internal = taps_of(model, args.layers, args.internal_states) if args.internal else []
+    layers = chosen_layers(model, args.layers)
+    external = [Tap(x, state) for x in layers for state in args.external_states] if args.masks and args.external else []
+    internal = [Tap(x, state) for x in layers for state in args.internal_states] if args.internal else []
     config = description.data_config
     masks = Path(args.masks) if args.masks else None
 
