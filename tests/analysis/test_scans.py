@@ -160,3 +160,15 @@ def test_place_out_of_range():
     scan = record_scans(*model_and_images("test_vim"))[0]
     with pytest.raises(ValueError, match=r"\[0, 12\]"):
         scan_maps(scan, 25)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["test_vmamba", "test_vim", "test_mambavision", "test_vmamba_m2"])
+def test_on_a_gpu(name):
+    """Calls that leave out the dispatcher are seen all the same, and maps are those of the CPU."""
+    model, images = model_and_images(name)
+    expected = scan_maps(record_scans(model, images)[-1], 2)
+    found = scan_maps(record_scans(model.cuda(), images.cuda())[-1], 2)
+    # kernels and library products in float32, TF32 included
+    torch.testing.assert_close(found.reads.cpu(), expected.reads, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(found.states.cpu(), expected.states, rtol=1e-2, atol=1e-3)
