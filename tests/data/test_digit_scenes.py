@@ -75,3 +75,9 @@ def test_bad_arguments(arguments, message):
 def test_index_out_of_range():
     with pytest.raises(IndexError, match="scene 3 of 3"):
         DigitScenes("train", 3)[3]
+
+
+def test_scenes_of_one_digit():
+    scenes = DigitScenes("validation", 12, size=64, most=1)
+    assert [len(scene.digits) for scene in scenes] == [1] * 12
+    assert len({scene.digits[0].label for scene in scenes}) > 3

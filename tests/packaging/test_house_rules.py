@@ -21,8 +21,8 @@ PUBLIC = {
         "register_scan", "scan_length", "scan_order", "scan_routes", "scan_tokens", "step_moves", "video_order",
         "video_routes"],
     "vmamba.ops": [
-        "add_layer_norm", "depthwise_conv_silu", "gelu_linear", "reorder", "selective_scan", "ss2d_scan",
-        "ss2d_scan_norm", "ssd_scan"],
+        "ReferenceOperators", "add_layer_norm", "depthwise_conv_silu", "gelu_linear", "reorder", "selective_scan",
+        "ss2d_scan", "ss2d_scan_norm", "ssd_scan"],
 }
 
 

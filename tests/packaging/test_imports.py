@@ -28,6 +28,9 @@ ALLOWED = {
     "vmamba.tasks": {
         "vmamba.models", "vmamba.layers", "vmamba.ops", "vmamba.scans", "vmamba.data", "vmamba.train", "vmamba.errors",
         "vmamba._timm", "vmamba"},
+    "vmamba.analysis": {
+        "vmamba.models", "vmamba.layers", "vmamba.ops", "vmamba.scans", "vmamba.data", "vmamba.train", "vmamba.tasks",
+        "vmamba.errors", "vmamba._timm", "vmamba"},
     "vmamba.openmmlab": {"vmamba.models", "vmamba.data", "vmamba.errors", "vmamba._timm", "vmamba"},
     "vmamba.env": {"vmamba", "vmamba.ops"},
     "vmamba": {"vmamba.models"},

@@ -28,7 +28,7 @@ PHOTOGRAPHS = {
     "validation": ("coffee", "gravel", "rocket", "flower.jpg"),
 }
 
-_MAX_DIGITS = 4
+MAX_DIGITS = 4
 _SCALE = (1.8, 3.2)         # of the 28x28 frame of a digit at a scene of 160x160
 _INK = 0.35                 # a pixel belongs to a digit where this part of it or more is ink
 _CONTRAST = 90              # least difference of grey level between a digit and the photograph under it
@@ -87,19 +87,20 @@ class DigitScenes:
         count: number of scenes, at least 1.
         size: height and width of the scenes in pixels, 64 to 300.
         seed: of everything that is drawn.
+        most: most digits of a scene, at least 1; with 1 the digit is a class of the scene.
 
     Raises:
         UserError: unknown split, count or size out of range, or a package that holds the images is not installed.
     """
 
-    def __init__(self, split: str, count: int, *, size: int = 160, seed: int = 0):
+    def __init__(self, split: str, count: int, *, size: int = 160, seed: int = 0, most: int = MAX_DIGITS):
         if split not in PHOTOGRAPHS:
             raise UserError(f"digit scenes have the splits {' and '.join(PHOTOGRAPHS)}, not {split!r}")
         if count < 1:
             raise UserError(f"the number of scenes must be at least 1, not {count}")
         if not 64 <= size <= 300:       # 300 is the height of the smallest photograph
             raise UserError(f"the size of digit scenes must lie between 64 and 300, not {size}")
-        self.split, self.count, self.size, self.seed = split, count, size, seed
+        self.split, self.count, self.size, self.seed, self.most = split, count, size, seed, most
         digits = BundledDataset("mnist5k", split, input_img_mode="L")
         self._glyphs, self._labels = digits.images, digits.labels
         self._photographs = _photographs(split)
@@ -114,8 +115,8 @@ class DigitScenes:
         rng = self.generator("scene", index)
         image = self.background(rng)
         digits: list[Digit] = []
-        for slot in range(int(rng.integers(1, _MAX_DIGITS, endpoint=True))):
-            number = self._order[(index * _MAX_DIGITS + slot) % len(self._order)]
+        for slot in range(int(rng.integers(1, self.most, endpoint=True))):
+            number = self._order[(index * self.most + slot) % len(self._order)]
             placed = self.place(rng, self._glyphs[number], digits)
             if placed is not None:
                 ink, mask, box = placed

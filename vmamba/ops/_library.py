@@ -106,7 +106,8 @@ def _is_plain(x: Any) -> bool:
     """Whether x is a CUDA tensor that no tracer, mode or transform follows."""
     return (
         type(x) in (Tensor, torch.nn.Parameter) and x.is_cuda and not torch._C._get_tracing_state()
-        and not torch._C._len_torch_dispatch_stack() and torch._C._functorch.peek_interpreter_stack() is None)
+        and not torch._C._len_torch_dispatch_stack() and not torch._C._len_torch_function_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None)
 
 
 def _positions(name: str, arguments: Sequence[str]) -> frozenset[int]:

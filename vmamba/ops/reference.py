@@ -15,7 +15,7 @@ from vmamba.scans import ScanOrder
 
 from ._shapes import compute_dtype, ss2d_output_dtype
 
-__all__ = ["selective_scan_reference", "ss2d_scan_reference"]
+__all__ = ["norm_and_gate", "selective_scan_reference", "ss2d_scan_norm_reference", "ss2d_scan_reference"]
 
 
 def selective_scan_reference(
@@ -79,6 +79,22 @@ def ss2d_scan_reference(
         outputs.append(_take_rows(y.transpose(1, 2), inverse[k]))  # natural order; tokens never visited get zero
     y = torch.stack(outputs, dim=1)
     return (y.sum(1) if merge else y).to(ss2d_output_dtype(x))
+
+
+def ss2d_scan_norm_reference(
+        x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
+        order: ScanOrder, norm_weight: Tensor, norm_bias: Tensor, gate: Tensor | None, eps: float,
+) -> Tensor:
+    """:func:`ss2d_scan_reference`, LayerNorm and gate; see :func:`vmamba.ops.ss2d_scan_norm`."""
+    wide = x.to(compute_dtype(x))  # the sum is not rounded before the norm
+    merged = ss2d_scan_reference(wide, proj, dt_weight, dt_bias, A_log, D_skip, order)
+    return norm_and_gate(merged, norm_weight, norm_bias, gate, eps).to(x.dtype)
+
+
+def norm_and_gate(merged: Tensor, weight: Tensor, bias: Tensor, gate: Tensor | None, eps: float) -> Tensor:
+    """What follows on the sum of the directions [B, L, D] in :func:`vmamba.ops.ss2d_scan_norm`, in its dtype."""
+    y = F.layer_norm(merged, weight.shape, weight.to(merged.dtype), bias.to(merged.dtype), eps)
+    return y if gate is None else y * F.silu(gate.to(y.dtype))
 
 
 def _take_rows(x: Tensor, index: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from . import _torch_ss2d, _triton
 from ._backend import resolve_backend
 from ._library import LIBRARY, fake_gradients, pack_gradients, shortcut, unpack_gradients
 from ._shapes import check_ss2d_scan, check_tensor, compute_dtype
-from .reference import ss2d_scan_reference
+from .reference import ss2d_scan_norm_reference
 from .ss2d_scan import order_arguments, saved_states_dtype, saved_states_shape
 
 __all__ = ["ss2d_scan_norm"]
@@ -53,10 +53,7 @@ def ss2d_scan_norm(
     walk = order_arguments(order, x, dt_weight)  # refuses an order for other directions or tokens
     if resolve_backend(backend, x) == "reference":
         _check(*arguments, walk[0], 1, order.num_tokens, order.index, norm_weight, norm_bias, gate)
-        wide = x.to(compute_dtype(x))  # the sum is not rounded before the norm
-        merged = ss2d_scan_reference(wide, proj, dt_weight, dt_bias, A_log, D_skip, order)
-        y = F.layer_norm(merged, (x.shape[2],), norm_weight.to(merged.dtype), norm_bias.to(merged.dtype), eps)
-        return (y if gate is None else y * F.silu(gate.to(y.dtype))).to(x.dtype)
+        return ss2d_scan_norm_reference(*arguments, order, norm_weight, norm_bias, gate, eps)
     return ss2d_scan_norm_call(*arguments, *walk, norm_weight, norm_bias, gate, eps, backend)
 
 

@@ -1,0 +1,1 @@
+"""The command behind tools/analyze.py, one module for each of its parts."""
