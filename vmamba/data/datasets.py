@@ -91,6 +91,7 @@ def create_dataset(
     is_training: bool = False,
     class_map: str | dict[str, int] | None = None,
     input_img_mode: str = "RGB",
+    labelled: bool = True,
     **kwargs: Any,
 ) -> Dataset:
     """Opens one split of a dataset.
@@ -105,6 +106,7 @@ def create_dataset(
         class_map: for folders. A dict class name -> index must name every folder; a text file with one class
             name a line may choose some of them.
         input_img_mode: PIL mode the images are converted to.
+        labelled: the folders of an image folder are its classes; if not, images may lie anywhere below `root`.
         **kwargs: passed to `timm.data.create_dataset`.
 
     Raises:
@@ -135,7 +137,7 @@ def create_dataset(
         return _TorchvisionDataset(dataset, input_img_mode)
     if not isinstance(dataset, ImageDataset):
         return dataset
-    if not name:
+    if not name and labelled:
         _check_folder(dataset.reader, class_map)
     return _StrictImageDataset(root, reader=dataset.reader, input_img_mode=input_img_mode)
 

@@ -1,10 +1,11 @@
 """The state of a run, from which it continues as if nothing had happened, and the weights it leaves behind."""
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from ..errors import UserError
 from .build import Run
 from .checkpoint import load_newest_state, require_finite, save_state, save_weights
-from .evaluation import Evaluation
 from .loop import Progress
 
 __all__ = ["restore_run", "save_run", "save_run_weights", "step_schedule"]
@@ -34,12 +35,12 @@ def save_run(run: Run) -> None:
     }, previous=run.directory.previous_state)
 
 
-def save_run_weights(run: Run, results: dict[bool, Evaluation], improved: bool) -> None:
+def save_run_weights(run: Run, results: Mapping[bool, Any], improved: bool) -> None:
     """Writes the weights of a finished epoch: the last, the best if they are, and those that are kept.
 
     Args:
         run: the run, `run.progress.epoch` epochs after its beginning.
-        results: of the trained weights (False) and of the averaged ones (True).
+        results: evaluation of the trained weights (False) and of the averaged ones (True); has `metrics()`.
         improved: whether this is the best epoch so far.
     """
     directory, interval = run.directory, run.args.checkpoint_interval

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from vmamba.layers import SS2D, LayerNorm, MixerBlock
+from vmamba.layers import SS2D, Conv2dNHWC, LayerNorm, MixerBlock
 
 from .encoders import masked_encoder
 from .masks import from_patches, visible_at
 from .toki import TokenInterpolation
 
-__all__ = ["MASK_TOKENS", "Decoder", "LearnedToken", "MaskedImageModel"]
+__all__ = ["MASK_TOKENS", "ConvBlock", "Decoder", "LearnedToken", "MaskedImageModel"]
 
 MASK_TOKENS = ("toki", "learned")
 
@@ -35,24 +35,45 @@ class LearnedToken(nn.Module):
         return torch.where(visible.unsqueeze(-1), features, self.token.to(features.dtype))
 
 
+class ConvBlock(nn.Module):
+    """Residual 3x3 convolution with norm and GELU, ``[B, H, W, C] -> [B, H, W, C]``.
+
+    Args:
+        dim: Channels C.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = Conv2dNHWC(dim, dim, 3, padding=1)
+        self.norm = LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.gelu(self.norm(self.conv(x)))
+
+
 class Decoder(nn.Module):
-    """Blocks of a small width from the coarsest map to the finest, and one linear layer to the pixels of each cell.
+    """From the coarsest map to the finest at a small width, then one linear layer to the pixels of each cell.
+
+    The maps are added to what comes from below. A convolution follows at each resolution, as in MambaMIM's decoder; on
+    the map whose cells are the masked ones, blocks with a 2-D scan, so that visible cells reach all masked ones.
 
     Args:
         channels: Channels of the maps, finest first.
+        scanned: Which of them is scanned.
         out_chans: Channels of the images.
         stride: Pixels that a cell of the finest map stands for.
         dim: Width.
-        depth: Blocks at each resolution.
+        depth: Blocks with a scan.
     """
 
-    def __init__(self, channels: Sequence[int], out_chans: int, stride: int, dim: int, depth: int) -> None:
+    def __init__(
+            self, channels: Sequence[int], scanned: int, out_chans: int, stride: int, dim: int, depth: int) -> None:
         super().__init__()
         self.stride = stride
         self.laterals = nn.ModuleList(nn.Sequential(LayerNorm(c), nn.Linear(c, dim)) for c in channels)
         self.blocks = nn.ModuleList(
             nn.Sequential(*(MixerBlock(dim, SS2D(dim), mlp_ratio=2.0, drop_path=0.0) for _ in range(depth)))
-            for _ in channels)
+            if i == scanned else ConvBlock(dim) for i in range(len(channels)))
         self.norm = LayerNorm(dim)
         self.pixels = nn.Linear(dim, out_chans * stride * stride)
 
@@ -80,7 +101,7 @@ class MaskedImageModel(nn.Module):
         mask_size: Side of the patches in pixels; None for what a cell of the coarsest map stands for.
         mask_token: "toki", or "learned" for a learned token there as well.
         decoder_dim: Width of the decoder.
-        decoder_depth: Blocks of the decoder at each resolution.
+        decoder_depth: Blocks of the decoder with a scan.
 
     Attributes:
         mask_size: Side of the patches in pixels.
@@ -110,7 +131,7 @@ class MaskedImageModel(nn.Module):
         self.fill = nn.ModuleList(
             TokenInterpolation(c) if i == interpolated and mask_token == "toki" else LearnedToken(c)
             for i, c in enumerate(channels))
-        self.decoder = Decoder(channels, model.in_chans, strides[0], decoder_dim, decoder_depth)
+        self.decoder = Decoder(channels, interpolated, model.in_chans, strides[0], decoder_dim, decoder_depth)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
