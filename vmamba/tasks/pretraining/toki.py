@@ -43,7 +43,8 @@ def interpolate_tokens(features: Tensor, visible: Tensor, transition: Tensor) ->
     following = torch.where(anchor, positions, length + 1).flip(1).cummin(1).values.flip(1)
     right = torch.cat([following[:, 1:], following.new_full((len(following), 1), length + 1)], dim=1)
     gap, place = right - left, positions - left
-    weight = torch.where(positions == length - 1, 0, place / (gap - 1).clamp(min=1)).to(tokens.dtype).unsqueeze(-1)
+    weight = place.to(tokens.dtype) / (gap - 1).clamp(min=1)
+    weight = torch.where(positions == length - 1, 0, weight).unsqueeze(-1)
 
     def at(index: Tensor) -> Tensor:
         index = index.clamp(max=length - 1).unsqueeze(-1)
