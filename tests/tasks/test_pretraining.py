@@ -91,6 +91,25 @@ def test_constant_patches_have_a_target():
     assert torch.allclose(deviation, torch.tensor(1e-3))
 
 
+@pytest.mark.parametrize("token", ["toki", "learned"])
+def test_it_learns(token):
+    """To tell which way an image grows brighter, which all its patches show; without looking, the loss is 1."""
+    model = masked("test_vmamba", mask_size=8, mask_token=token).train()
+    task = MaskedImageTask(model, 0.5, verbose=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    angles = (torch.arange(8) * torch.pi / 4).view(8, 1, 1)
+    rows, columns = torch.arange(32.0).view(1, 32, 1) - 15.5, torch.arange(32.0).view(1, 1, 32) - 15.5
+    images = (0.1 * (rows * angles.cos() + columns * angles.sin())).unsqueeze(1).expand(-1, 3, -1, -1)
+    losses = []
+    for _ in range(40):
+        loss = task(images, None)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) / 5 < 0.88
+
+
 def test_every_family_is_here():
     assert {*STAGES, *TOKENS, *SEQUENCES} == every_family()
 
@@ -266,8 +285,6 @@ def test_compiled():
         names = task.get_checkpoint_state()["state_dict"].keys()
         task.compile(backend="eager")
         assert torch.allclose(task.trainable_module(images, visible), expected, atol=1e-6)
-        assert torch.allclose(task.trainable_module(images, ~visible), task.masked_image_model()(images, ~visible),
-                              atol=1e-6)
     assert task.get_checkpoint_state()["state_dict"].keys() == names
 
 

@@ -138,7 +138,8 @@ def create_model(args: argparse.Namespace, num_classes: int | None, channels: in
     classes = num_classes
     # an encoder that was trained without labels has no head to keep
     reset_head = args.reset_head or (known is not None and known.num_classes == 0)
-    if reset_head and weights is not None:      # it fits completely as what it was, then gets another head
+    # it fits completely as what it was, then gets another head
+    if weights is not None and (reset_head or num_classes is None):
         classes = known.num_classes if known else None
     model = build_classifier(
         args.model, num_classes=classes, in_chans=channels, pretrained=args.pretrained, weights=weights,
