@@ -42,6 +42,29 @@ def test_mask_takes_each_fifth_of_a_class():
     assert np.flatnonzero(validation_mask(labels)).tolist() == [5, 9]
 
 
+def test_parts_of_a_split():
+    """A part of each class; parts that follow on each other make the whole and share nothing."""
+    whole = BundledDataset("textures", "train")
+    parts = [BundledDataset("textures", f"train[{part}]") for part in (":20%", "20%:40%", "40%:")]
+    assert [np.bincount(part.labels).tolist() for part in parts] == [[41] * 3, [41] * 3, [123] * 3]
+    images = [image.tobytes() for part in parts for image in part.images]
+    assert sorted(images) == sorted(image.tobytes() for image in whole.images)
+    assert len(set(images)) == len({image.tobytes() for image in whole.images})
+    held_out = {image.tobytes() for image in BundledDataset("textures", "validation[:50%]").images}
+    assert len(held_out) == 3 * 26
+    assert not held_out & set(images)
+    assert (BundledDataset("textures", "train[:]").images == whole.images).all()
+
+
+@pytest.mark.parametrize(("split", "message"), [
+    ("test[:10%]", "splits train and validation, not"), ("train[10]", "written as train"),
+    ("train[50%:20%]", "begin before it ends"), ("train[:120%]", "100 % at most"),
+    ("validation[:1%]", "holds no images")])
+def test_bad_parts(split, message):
+    with pytest.raises(UserError, match=message):
+        BundledDataset("digits", split)
+
+
 def test_images_use_the_whole_range_and_the_mode_asked_for():
     image, label = BundledDataset("digits", "train", input_img_mode="L")[0]
     assert (image.mode, image.getextrema(), label) == ("L", (0, 239), 0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("change_detection", "video")}
+PAGES = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("change_detection", "pretraining", "video")}
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -9,7 +9,12 @@
 The split is fixed and needs no random numbers: inside each class, in the order of the package, each fifth image
 (the 5th, the 10th, ...) belongs to `validation` and the others to `train`. So the classes keep their shares, and no
 version of any library changes it. Whoever tunes a recipe tunes it on a part of `train`.
+
+A part of a split is written as TensorFlow Datasets do: `train[:10%]`, `train[80%:]`, `train[10%:20%]`. It is that part
+of each class, in the order of the package, so classes keep their shares and parts that follow on each other share no
+image.
 """
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -55,12 +60,27 @@ def validation_mask(labels: np.ndarray) -> np.ndarray:
     return mask
 
 
+def split_part(labels: np.ndarray, first: float, last: float) -> np.ndarray:
+    """Returns which images of a split belong to a part of each class, [N] bool.
+
+    Args:
+        labels: class indices [N].
+        first: where the part begins, 0 to 1.
+        last: where it ends, 0 to 1.
+    """
+    mask = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        places = np.flatnonzero(labels == label)
+        mask[places[round(first * len(places)):round(last * len(places))]] = True
+    return mask
+
+
 class BundledDataset(Dataset):
     """One split of a bundled dataset as (PIL image, class index) pairs.
 
     Args:
         name: a key of `BUNDLED`.
-        split: "train" or "validation" (timm's synonyms too).
+        split: "train" or "validation" (timm's synonyms too), or a part of it such as "train[:10%]".
         input_img_mode: PIL mode of the images: "RGB" (three equal channels) or "L".
 
     Attributes:
@@ -72,10 +92,15 @@ class BundledDataset(Dataset):
     """
 
     def __init__(self, name: str, split: str = "train", input_img_mode: str = "RGB"):
-        if split not in TRAIN_NAMES + VALIDATION_NAMES:
-            raise UserError(f"dataset {name} has the splits train and validation, not {split!r}")
+        whole, first, last = _parse_split(split)
+        if whole not in TRAIN_NAMES + VALIDATION_NAMES:
+            raise UserError(f"dataset {name} has the splits train and validation, not {split!r}; a part of one is "
+                            "written as train[:10%] or train[10%:20%]")
         images, labels = BUNDLED[name]()
-        chosen = validation_mask(labels) == (split in VALIDATION_NAMES)
+        chosen = validation_mask(labels) == (whole in VALIDATION_NAMES)
+        chosen[chosen] = split_part(labels[chosen], first, last)
+        if not chosen.any():
+            raise UserError(f"{split} of dataset {name} holds no images")
         self.name = name
         self.images = images[chosen]
         self.labels = labels[chosen].astype(int).tolist()
@@ -91,3 +116,14 @@ class BundledDataset(Dataset):
         if self.transform is not None:
             image = self.transform(image)
         return image, self.labels[index]
+
+
+def _parse_split(split: str) -> tuple[str, float, float]:
+    """Returns the name of a split, and where the part that is asked for begins and ends, 0 to 1."""
+    match = re.fullmatch(r"(\w+)\[(?:(\d+)%)?:(?:(\d+)%)?\]", split)
+    if match is None:
+        return split, 0.0, 1.0
+    first, last = int(match[2] or 0), int(match[3] or 100)
+    if not 0 <= first < last <= 100:
+        raise UserError(f"{split} is no part of a split: it has to begin before it ends, and to end at 100 % at most")
+    return match[1], first / 100, last / 100

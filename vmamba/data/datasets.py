@@ -115,6 +115,7 @@ def create_dataset(
     class_map: str | dict[str, int] | None = None,
     input_img_mode: str = "RGB",
     cache: str | None = None,
+    labelled: bool = True,
     **kwargs: Any,
 ) -> Dataset:
     """Opens one split of a dataset.
@@ -130,6 +131,7 @@ def create_dataset(
             name a line may choose some of them.
         input_img_mode: PIL mode the images are converted to.
         cache: folder for decoded images, see `ImageCache`.
+        labelled: the folders of an image folder are its classes; if not, images may lie anywhere below `root`.
         **kwargs: passed to `timm.data.create_dataset`.
 
     Raises:
@@ -156,7 +158,7 @@ def create_dataset(
         return _TorchvisionDataset(dataset, input_img_mode)
     if not isinstance(dataset, ImageDataset):
         return dataset
-    if not name:
+    if not name and labelled:
         _check_folder(dataset.reader, class_map)
     strict = _StrictImageDataset(root, reader=dataset.reader, input_img_mode=input_img_mode)
     strict.cache = ImageCache(cache, strict, input_img_mode) if cache else None

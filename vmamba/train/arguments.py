@@ -229,18 +229,21 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     add("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases as well")
 
 
-def parse_train_arguments(argv: Sequence[str] | None, recipes: Path | None = None) -> argparse.Namespace:
-    """Parses the command line of tools/train.py: flags over the YAML file over the defaults.
+def parse_train_arguments(
+    argv: Sequence[str] | None, recipes: Path | None = None, parser: Parser | None = None
+) -> argparse.Namespace:
+    """Parses the command line of a training tool: flags over the YAML file over the defaults.
 
     Args:
         argv: command line without the program name; None is `sys.argv`.
         recipes: folder with one `<name>.yaml` for each bundled dataset, used when neither `--config` nor
             `--data-dir` nor another dataset is given.
+        parser: `train_parser`, or one with more flags; None is the former.
 
     Raises:
         UserError: any bad flag, config file or run directory.
     """
-    parser = train_parser()
+    parser = parser or train_parser()
     first = parser.parse_args(argv)
     _find_run(first)
     config: str | Path | None = first.config

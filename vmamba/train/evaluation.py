@@ -58,10 +58,18 @@ class Evaluation:
     mistakes: list[Mistake]
     topk: dict[int, float] = field(default_factory=dict)
 
+    @property
+    def score(self) -> float:
+        """What tells the best epoch: more is better."""
+        return self.top1
+
     def metrics(self, prefix: str = "") -> dict[str, float]:
         """Returns the scalar results by name."""
         return {f"{prefix}loss": self.loss, f"{prefix}top1": self.top1, f"{prefix}top5": self.top5,
                 f"{prefix}ece": self.ece}
+
+    def __str__(self) -> str:
+        return f"val loss {self.loss:.4f}  top1 {self.top1:6.2f} %  top5 {self.top5:6.2f} %"
 
 
 @torch.inference_mode()

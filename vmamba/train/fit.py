@@ -3,8 +3,9 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,30 @@ from .state import restore_run, run_weights, save_run, save_run_weights, step_sc
 from .stop import EXIT_STOPPED, StoppedRun, StopRequest
 from .tasks import SelfDistillationTask
 
-__all__ = ["main"]
+__all__ = ["Kind", "main", "train"]
 
 MISTAKES = 24   # of the best epoch, on one sheet
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What one kind of training does in its own way.
+
+    Attributes:
+        directory: class of its run directories.
+        build: makes a run of options, directory and device.
+        evaluate: evaluates the trained, or with True the averaged, weights of a run. Called with the run, that, the
+            trainer, and a function to call between batches; gives something with `score`, more is better, `metrics()`
+            and a line of text.
+        write_epoch: writes files about an epoch: of the run, the result that counts, and whether it is the best so far.
+        report: says what a run made; called with the run and the seconds it took.
+    """
+
+    directory: type[RunDirectory]
+    build: Callable[[argparse.Namespace, Any, torch.device], Run]
+    evaluate: Callable[[Run, bool, EpochTrainer, Callable[[], None]], Any]
+    write_epoch: Callable[[Run, Any, bool], None]
+    report: Callable[[Run, float], None]
 
 
 @tool
@@ -53,21 +75,38 @@ def main(argv: Sequence[str] | None = None, recipes: Path | None = None) -> int:
         to stop and its state is saved.
     """
     argv = sys.argv[1:] if argv is None else argv
-    args = parse_train_arguments(argv, recipes)
+    kind = Kind(RunDirectory, build_run, _evaluate_classifier, _write_epoch, _report)
+    return train(parse_train_arguments(argv, recipes), argv, kind)
+
+
+def train(args: argparse.Namespace, argv: Sequence[str], kind: Kind) -> int:
+    """Makes, or continues, a run.
+
+    Args:
+        args: its options.
+        argv: the command line they come from.
+        kind: what is trained.
+
+    Returns:
+        Exit code, as of `main`.
+
+    Raises:
+        UserError: anything that is the user's to put right.
+    """
     options = dict(vars(args))
     if args.print_config:
         print(dump_config(options), end="")
         return 0
     require_trackers(args)
-    directory = _run_directory(args)
+    directory = _run_directory(args, kind.directory)
     if args.threads:
         torch.set_num_threads(args.threads)
     device = _init_device(args)
     stop = StopRequest()
     try:
-        run = build_run(args, directory, device)
+        run = kind.build(args, directory, device)
         with stop.listening(), _loader_errors(directory, args):
-            _train(run, options, argv, stop)
+            _train(run, options, argv, stop, kind)
     except StoppedRun:
         if args.rank == 0:
             print(f"stopped at step {run.progress.step} of {run.steps} in epoch {run.progress.epoch + 1} of "
@@ -98,16 +137,16 @@ def _loader_errors(directory: RunDirectory, args: argparse.Namespace) -> Iterato
                         f"--workers may help; continue with: {next_commands(directory, args, False)[-1][1]}") from error
 
 
-def _run_directory(args: argparse.Namespace) -> RunDirectory:
+def _run_directory(args: argparse.Namespace, kind: type[RunDirectory]) -> RunDirectory:
     """Chooses the run directory and refuses one that holds another run."""
     if args.resume:
-        directory = RunDirectory(args.resume).existing()
+        directory = kind(args.resume).existing()
         check_writable(directory.path)
         return directory
     name = args.experiment or f"{time.strftime('%Y%m%d-%H%M%S')}-{(args.model or 'model').replace('/', '_')}"
     if Path(name).name != name or name in (".", ".."):
         raise UserError(f"--experiment is a folder name inside --output, not a path: {name!r}")
-    directory = RunDirectory(Path(args.output) / name)
+    directory = kind(Path(args.output) / name)
     if not args.overwrite:
         directory.refuse_existing()
     check_writable(directory.path)
@@ -124,7 +163,7 @@ def _init_device(args: argparse.Namespace) -> torch.device:
         raise UserError(f"cannot use --device {args.device}: {error}") from error
 
 
-def _train(run: Run, options: dict[str, Any], argv: Sequence[str], stop: StopRequest) -> None:
+def _train(run: Run, options: dict[str, Any], argv: Sequence[str], stop: StopRequest, kind: Kind) -> None:
     """Trains to the end, saving after each epoch, then reports."""
     args, primary = run.args, run.args.rank == 0
     restored = bool(args.resume) and restore_run(run)
@@ -145,16 +184,16 @@ def _train(run: Run, options: dict[str, Any], argv: Sequence[str], stop: StopReq
     failed = True
     try:
         while progress.epoch < min(run.epochs, args.stop_epoch or run.epochs):
-            _train_epoch(run, trainer, log)
+            _train_epoch(run, trainer, log, kind)
         failed = False
     finally:
         if log:
             log.close(failed)
     if primary:
-        _report(run, time.perf_counter() - begin)
+        kind.report(run, time.perf_counter() - begin)
 
 
-def _train_epoch(run: Run, trainer: EpochTrainer, log: RunLog | None) -> None:
+def _train_epoch(run: Run, trainer: EpochTrainer, log: RunLog | None, kind: Kind) -> None:
     """Trains, evaluates and saves one epoch, and prints its line."""
     args, progress, epoch = run.args, run.progress, run.progress.epoch
     begin, speed = time.perf_counter(), 0.0
@@ -168,11 +207,11 @@ def _train_epoch(run: Run, trainer: EpochTrainer, log: RunLog | None) -> None:
             distribute_bn(run.task.get_eval_model(), args.world_size, reduce=True)
             if args.model_ema:      # from the first process, which also saves it
                 distribute_bn(run.task.get_eval_model(ema=True), args.world_size, reduce=False)
-    results = {ema: _evaluate(run, ema, trainer) for ema in ([False, True] if args.model_ema else [False])}
+    results = {ema: _evaluate(run, ema, trainer, kind) for ema in ([False, True] if args.model_ema else [False])}
     chosen, lr, loss = results[args.model_ema], run.optimisation.lr, progress.loss
     weights = {ema: run_weights(run, ema) for ema in results}
-    improved = chosen.top1 > progress.best
-    progress.best = max(progress.best, chosen.top1)
+    improved = chosen.score > progress.best
+    progress.best = max(progress.best, chosen.score)
     progress.next_epoch()
     step_schedule(run)
     seconds = time.perf_counter() - begin
@@ -181,39 +220,44 @@ def _train_epoch(run: Run, trainer: EpochTrainer, log: RunLog | None) -> None:
         # before the state: what a resumed run finds in the table beyond its state, it drops and makes again
         log.epoch({"epoch": epoch, "train_loss": loss, "train_images_per_second": speed, **metrics, "lr": lr})
         save_run_weights(run, results, weights, improved)
-        if improved:
-            _write_best(run, chosen)
+        kind.write_epoch(run, chosen, improved)
         plot_curves(run.directory)
-        print(f"epoch {progress.epoch:>{len(str(run.epochs))}}/{run.epochs}  train loss {loss:.4f}  "
-              f"val loss {chosen.loss:.4f}  top1 {chosen.top1:6.2f} %  top5 {chosen.top5:6.2f} %  lr {lr:.2e}  "
-              f"{speed:.0f} img/s  {seconds:.1f} s  left {format_seconds(seconds * (run.epochs - progress.epoch))}"
+        print(f"epoch {progress.epoch:>{len(str(run.epochs))}}/{run.epochs}  train loss {loss:.4f}  {chosen}  "
+              f"lr {lr:.2e}  {speed:.0f} img/s  {seconds:.1f} s  "
+              f"left {format_seconds(seconds * (run.epochs - progress.epoch))}"
               f"{'  best' if improved else ''}", flush=True)
     save_run(run)
     if progress.epoch < run.epochs and trainer.stop.agreed(args.distributed, torch.device(args.device)):
         raise StoppedRun
 
 
-def _write_best(run: Run, evaluation: Evaluation) -> None:
-    """Writes the tables of the best epoch so far."""
-    directory, names = run.directory, run.description.label_names
-    if evaluation.confusion is not None:
-        write_confusion(directory.confusion_table, evaluation.confusion, names)
-        write_classes(directory.classes, evaluation.confusion, names)
-    if not isinstance(run.eval_loader.dataset, IterableDataset):
-        write_mistakes(directory.mistakes_table, evaluation.mistakes, run.eval_loader.dataset, names)
-
-
-def _evaluate(run: Run, ema: bool, trainer: EpochTrainer) -> Evaluation:
+def _evaluate(run: Run, ema: bool, trainer: EpochTrainer, kind: Kind) -> Any:
     """Evaluates the trained or the averaged weights; a single process that has to stop does so in between."""
     def between() -> None:
         if trainer.stop.asked and not run.args.distributed:
             save_run(run)
             raise StoppedRun
 
+    return kind.evaluate(run, ema, trainer, between)
+
+
+def _evaluate_classifier(run: Run, ema: bool, trainer: EpochTrainer, between: Callable[[], None]) -> Evaluation:
     model = unwrap_model(run.task.get_eval_model(ema=ema))
     return evaluate(model, run.eval_loader, run.description.num_classes, torch.device(run.args.device),
                     trainer.autocast, run.args.channels_last, progress=run.args.rank == 0, between=between,
                     mistakes=MISTAKES)
+
+
+def _write_epoch(run: Run, result: Evaluation, improved: bool) -> None:
+    """Writes the tables of the best epoch so far."""
+    if not improved:
+        return
+    directory, names = run.directory, run.description.label_names
+    if result.confusion is not None:
+        write_confusion(directory.confusion_table, result.confusion, names)
+        write_classes(directory.classes, result.confusion, names)
+    if not isinstance(run.eval_loader.dataset, IterableDataset):
+        write_mistakes(directory.mistakes_table, result.mistakes, run.eval_loader.dataset, names)
 
 
 def _print_start(run: Run, options: dict[str, Any], restored: bool) -> None:
@@ -225,7 +269,8 @@ def _print_start(run: Run, options: dict[str, Any], restored: bool) -> None:
         inside = path.is_relative_to(Path.cwd())
         print(f"options    {path.relative_to(Path.cwd()) if inside else path}")
     print(f"data       {args.dataset or args.data_dir}: {len(run.train_loader.dataset)} training and "
-          f"{len(run.eval_loader.dataset)} validation images, {description.num_classes} classes, input {size}")
+          f"{len(run.eval_loader.dataset)} validation images, "
+          f"{f'{description.num_classes} classes, ' if description.num_classes else ''}input {size}")
     print(f"model      {description.architecture}, {parameters / 1e6:.2f} M parameters, on {args.device}"
           + (f" x {args.world_size} processes" if args.world_size > 1 else ""))
     step = f", step {run.progress.step} of {run.steps}" if run.progress.step else ""

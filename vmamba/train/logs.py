@@ -140,7 +140,7 @@ def write_environment(run: RunDirectory, argv: Sequence[str], device: str, world
     """Adds to `environment.json` what runs now: command, time, commit, versions and machine."""
     starts = json.loads(run.environment.read_text()) if run.environment.exists() else []
     starts.append({
-        "command": shlex.join(["python", "tools/train.py", *argv]),
+        "command": shlex.join(["python", run.tool, *argv]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "commit": _commit(),
         "versions": _versions(),

@@ -52,7 +52,7 @@ class Progress:
         loss_sum: sum of the losses of its steps that were finite.
         losses: how many those are.
         skipped: steps of the whole run that were left out, because they were not finite.
-        best: best validation top-1 so far, percent.
+        best: best score of an evaluation so far: of classifiers validation top-1, percent.
     """
 
     epoch: int = 0

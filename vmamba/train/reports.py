@@ -31,23 +31,27 @@ def plot_curves(run: RunDirectory) -> None:
     def column(name: str) -> list[float]:
         return [float(row[name]) for row in rows]
 
-    figure = require("matplotlib.figure").Figure(figsize=(11, 4.2), layout="constrained", dpi=120)
-    losses, accuracies, rate = figure.subplots(1, 3)
+    titles = ["loss", *(["validation accuracy, %"] if "eval_top1" in rows[0] else []), "learning rate"]
+    figure = require("matplotlib.figure").Figure(figsize=(11 / 3 * len(titles), 4.2), layout="constrained", dpi=120)
+    axes = dict(zip(titles, figure.subplots(1, len(titles)), strict=True))
+    losses, rate = axes["loss"], axes["learning rate"]
     marker = "o" if len(rows) == 1 else None    # a line of one point is invisible
     losses.plot(epochs, column("train_loss"), label="training (augmented)", marker=marker)
     losses.plot(epochs, column("eval_loss"), label="validation", marker=marker)
-    accuracies.plot(epochs, column("eval_top1"), label="top-1", marker=marker)
-    accuracies.plot(epochs, column("eval_top5"), label="top-5", marker=marker)
-    if "eval_ema_top1" in rows[0]:
+    if "eval_ema_loss" in rows[0]:
         losses.plot(epochs, column("eval_ema_loss"), label="validation, EMA", linestyle="--", marker=marker)
-        accuracies.plot(epochs, column("eval_ema_top1"), label="top-1, EMA", linestyle="--", marker=marker)
+    for name, label, style in (("eval_top1", "top-1", "-"), ("eval_top5", "top-5", "-"),
+                               ("eval_ema_top1", "top-1, EMA", "--")):
+        if name in rows[0]:
+            axis = axes["validation accuracy, %"]
+            axis.plot(epochs, column(name), label=label, linestyle=style, marker=marker)
+            axis.legend(loc="lower right")
     rate.plot(epochs, column("lr"), color="tab:gray", marker=marker)
-    for axis, title in ((losses, "loss"), (accuracies, "validation accuracy, %"), (rate, "learning rate")):
+    for title, axis in axes.items():
         axis.set(title=title, xlabel="epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     losses.legend()
-    accuracies.legend(loc="lower right")
     with atomic_path(run.curves) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -153,6 +157,6 @@ def next_commands(run: RunDirectory, args: Namespace, finished: bool) -> list[tu
     commands = {
         "validate": ["tools/validate.py", "--checkpoint", best, *ema, *data, "--split", args.val_split],
         "predict": ["tools/predict.py", "--checkpoint", best, *ema, "IMAGE_OR_FOLDER"],
-        "resume": ["tools/train.py", *more],
+        "resume": [run.tool, *more],
     }
     return [(name, shlex.join(["python", *map(str, command)])) for name, command in commands.items()]

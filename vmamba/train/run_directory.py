@@ -15,7 +15,12 @@ class RunDirectory:
 
     Args:
         path: the directory, or its `resume.pt`.
+
+    Attributes:
+        tool: the script that makes such runs, and continues them.
     """
+
+    tool = "tools/train.py"
 
     def __init__(self, path: str | Path):
         self.path = Path(path)

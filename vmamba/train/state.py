@@ -1,11 +1,11 @@
 """The state of a run, from which it continues as if nothing had happened, and the weights it leaves behind."""
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from ..errors import UserError
 from .build import Run
 from .checkpoint import load_newest_state, require_finite, save_state, save_weights
-from .evaluation import Evaluation
 from .loop import Progress
 from .sharding import load_whole, shard_optimizer_state, whole
 
@@ -48,13 +48,13 @@ def save_run(run: Run) -> None:
 
 
 def save_run_weights(
-    run: Run, results: dict[bool, Evaluation], weights: dict[bool, dict[str, Any]], improved: bool
+    run: Run, results: Mapping[bool, Any], weights: dict[bool, dict[str, Any]], improved: bool
 ) -> None:
     """Writes the weights of a finished epoch: the last, the best if they are, and those that are kept.
 
     Args:
         run: the run, `run.progress.epoch` epochs after its beginning.
-        results: of the trained weights (False) and of the averaged ones (True).
+        results: evaluation of the trained weights (False) and of the averaged ones (True); has `metrics()`.
         weights: of both.
         improved: whether this is the best epoch so far.
     """

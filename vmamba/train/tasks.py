@@ -15,7 +15,7 @@ from .checkpoint import load_weights
 from .model import build_classifier
 from .sharding import shard_task
 
-__all__ = ["SelfDistillationTask", "create_task", "freeze_stages"]
+__all__ = ["SelfDistillationTask", "create_task", "finish_task", "freeze_stages", "place_model"]
 
 
 class SelfDistillationTask(ClassificationTask):
@@ -74,14 +74,7 @@ def create_task(
         raise UserError("--mesa and --kd-model are two teachers: give one of them")
     if args.mesa and not args.model_ema:
         raise UserError("--mesa imitates the averaged weights: it needs --model-ema")
-    if args.grad_checkpointing:
-        try:
-            model.set_grad_checkpointing(True)
-        except (AssertionError, AttributeError) as error:
-            raise UserError(f"{args.model} has no gradient checkpointing") from error
-    model.to(device)
-    if args.channels_last:
-        model.to(memory_format=torch.channels_last)
+    place_model(args, model, device)
     criterion = {"loss_type": args.loss, "smoothing": args.smoothing, "soft_targets": soft_targets}
     common: dict[str, Any] = {"criterion_kwargs": criterion, "device": device, "verbose": False}
     task: TrainingTask
@@ -94,13 +87,34 @@ def create_task(
         task.student_mean, task.student_std = (_per_channel(data_config[key], device) for key in ("mean", "std"))
     else:
         task = ClassificationTask(model, **common)
+    finish_task(args, task, device)
+    return task
+
+
+def place_model(args: argparse.Namespace, model: Any, device: torch.device) -> None:
+    """Moves a model to its device, in the memory format and with the checkpointing that the options ask for.
+
+    Raises:
+        UserError: it has no gradient checkpointing.
+    """
+    if args.grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError) as error:
+            raise UserError(f"{args.model} has no gradient checkpointing") from error
+    model.to(device)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+
+
+def finish_task(args: argparse.Namespace, task: TrainingTask, device: torch.device) -> None:
+    """Gives a task the averaged weights, the sharding and the compilation that the options ask for."""
     if args.model_ema:
         task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
     if args.fsdp:
         shard_task(task, device)
     if args.compile:
         task.compile()
-    return task
 
 
 def _create_teacher(args: argparse.Namespace, student: Any, device: torch.device) -> DistillationTeacher:
