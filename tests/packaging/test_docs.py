@@ -199,7 +199,7 @@ def test_flags_in_the_text_exist(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_files_in_the_text_exist(name):
-    named = {file for span in page(name).code_spans
+    named = {file for span in page(name).code_spans()
              for file in re.findall(rf"(?<![\w/.])(?:{FOLDERS})/[\w./-]*\w", span)}
     assert {file for file in named if not (ROOT / file).exists()} == set()
 
@@ -207,7 +207,7 @@ def test_files_in_the_text_exist(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_names_in_the_text_exist(name):
     """Dotted names of ours, with or without a call behind them."""
-    named = {found[0] for span in page(name).code_spans
+    named = {found[0] for span in page(name).code_spans()
              if (found := re.match(r"(?:vmamba|vmamba_kernels)(?:\.[A-Za-z_]\w*)+", span)) and "-" not in span}
     assert {dotted for dotted in named if not resolves(dotted)} == set()
 
