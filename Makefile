@@ -13,19 +13,19 @@ OPENMMLAB := $(VENV)/.openmmlab
 DETECTOR := runs/openmmlab/mask_rcnn_vmamba_nano_fpn_digit_scenes/epoch_8.pth
 
 .DEFAULT_GOAL := help
-.PHONY: help install openmmlab train train-detection train-segmentation test test-gpu test-openmmlab lint timm-suite benchmark clean
+.PHONY: help install openmmlab train train-detection train-segmentation test test-gpu test-openmmlab lint docs timm-suite benchmark clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-18s %s\n", $$1, $$2}'
 
-install: $(STAMP)  ## make .venv and install the package with its train and dev extras
+install: $(STAMP)  ## make .venv and install the package with its train, dev and docs extras
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[train,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[train,dev,docs]'
 	@touch $@
 
 openmmlab: $(OPENMMLAB)  ## install mmengine, mmcv (compiled: a quarter of an hour), mmdet and mmseg into .venv
@@ -62,6 +62,9 @@ test-gpu: $(STAMP)  ## run only the tests that need a CUDA device
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(STAMP)  ## build the documentation into build/site, without the network; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 timm-suite: $(STAMP)  ## run timm's own test suite on our models
 	$(BIN)/python tests/run_timm_suite.py

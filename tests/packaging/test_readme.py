@@ -1,8 +1,6 @@
-"""The README says nothing about models, files and commands that is not so."""
+"""The README says nothing about models and versions that is not so; test_docs.py has its code and commands."""
 
 import re
-import shlex
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -77,43 +75,6 @@ def test_licence_of_the_origin_is_what_the_model_file_says():
         doc = " ".join(sys.modules[timm.model_entrypoint(name).__module__].__doc__.split())
         licence = model_table()[name]["licence of the origin"]
         assert f"({licence}" in doc if licence else "Origin" not in doc
-
-
-def test_example_runs():
-    """The first example, as it stands, in a fresh process: what it prints are the four feature maps."""
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        f"torch.Size([1, {96 * 2**i}, {48 // 2**i}, {80 // 2**i}])" for i in range(4)]
-
-
-def commands():
-    """The command lines of the README, continuation lines joined and comments cut."""
-    joined = README.replace("\\\n", " ")
-    lines = re.findall(r"^ {4}((?:python|torchrun|make) .*?)(?: {2,}#.*| {9,}.*)?$", joined, re.MULTILINE)
-    return [shlex.split(line, comments=True) for line in lines]
-
-
-def test_commands_name_files_and_targets_that_exist():
-    makefile = (ROOT / "Makefile").read_text()
-    assert len(commands()) > 10
-    for words in commands():
-        if words[0] == "make":
-            assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), words
-        files = [word for word in words if word.endswith((".py", ".yaml"))]
-        assert all((ROOT / file).is_file() for file in files), files
-
-
-@pytest.mark.parametrize("script", [
-    "train", "validate", "predict", "benchmark", "benchmark_ops", "convert_checkpoint", "show_scan"])
-def test_flags_exist(script):
-    used = {word for words in commands() if f"tools/{script}.py" in words
-            for word in words[words.index(f"tools/{script}.py"):] if word.startswith("-")}
-    done = subprocess.run([sys.executable, f"tools/{script}.py", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", done.stdout))
-    assert used <= known
 
 
 def test_timm_suite_count():

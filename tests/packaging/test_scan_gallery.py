@@ -1,10 +1,7 @@
-"""docs/scans.md shows every order, and its examples run."""
+"""docs/scans.md shows every order."""
 import re
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
 import show_scan
 
 from vmamba.scans import list_scans
@@ -23,10 +20,3 @@ def test_every_picture_is_shown_and_exists():
     assert sorted(file for _, file in shown) == sorted([*show_scan.gallery(), *show_scan.solid_gallery()])
     files = {path.stem.removeprefix("scan_") for path in (ROOT / "docs" / "images").glob("scan_*.png")}
     assert files == {file for _, file in shown}
-
-
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
-def test_example_runs(code):
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "torch.Size([4, 196])" in done.stdout or "torch.Size([1, 1000])" in done.stdout

@@ -17,15 +17,17 @@ train_pipeline = [
         type="Albumentations",
         transforms=[
             # what moves into the image is ignored (255)
-            dict(type="Affine", scale=(0.8, 1.3), rotate=(-12, 12), shear=(-8, 8), translate_percent=(-0.1, 0.1),
+            dict(type="Affine", scale=(0.9, 1.3), rotate=(-10, 10), translate_percent=(-0.1, 0.1),
                  fill_mask=255, p=1.0),
             # there are eight photographs to learn backgrounds from: their colours, at least, are many
-            dict(type="HueSaturationValue", hue_shift_limit=180, sat_shift_limit=60, val_shift_limit=0, p=0.7),
-            dict(type="ChannelShuffle", p=0.3),
-            dict(type="InvertImg", p=0.3),
-            dict(type="ToGray", p=0.1),
-            dict(type="RandomBrightnessContrast", brightness_limit=0.25, contrast_limit=0.3, p=0.7),
-            dict(type="GaussianBlur", blur_limit=(3, 5), p=0.2),
+            dict(type="Compose", p=0.5, transforms=[
+                dict(type="HueSaturationValue", hue_shift_limit=180, sat_shift_limit=60, val_shift_limit=0, p=0.8),
+                dict(type="ChannelShuffle", p=0.3),
+                dict(type="InvertImg", p=0.3),
+                dict(type="ToGray", p=0.1),
+            ]),
+            dict(type="RandomBrightnessContrast", brightness_limit=0.2, contrast_limit=0.2, p=0.5),
+            dict(type="GaussianBlur", blur_limit=(3, 5), p=0.1),
         ]),
     dict(type="PackSegInputs"),
 ]
@@ -62,9 +64,9 @@ _iters = 3500
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=500)
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=3e-3, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
-    paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0), backbone=dict(lr_mult=0.2))))
+    paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0), backbone=dict(lr_mult=0.15))))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type="CosineAnnealingLR", by_epoch=False, begin=100, end=_iters, eta_min=1e-5),
