@@ -44,7 +44,7 @@ def test_tokens_around_a_class_token():
     assert_close(found.maps["blocks.1"], by_hand(model, images, found.classes, model.blocks[1], to_map))
 
 
-@pytest.mark.parametrize("name", ["test_resvmamba", "test_mambavision", "test_plainmamba", "test_mlla", "test_resnet"])
+@pytest.mark.parametrize("name", ["test_res_vmamba", "test_mambavision", "test_plainmamba", "test_mlla", "test_resnet"])
 def test_other_families(name):
     model = timm.create_model(name).eval().requires_grad_(False)
     found = class_activation(model, torch.randn(1, 3, 64, 96))

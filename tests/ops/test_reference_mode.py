@@ -11,7 +11,7 @@ from vmamba.scans import scan_order
 
 # between them every operator, and attention
 MODELS = ["test_vmamba", "test_vim", "test_localvim", "test_spatial_mamba", "test_msvmamba", "test_plainmamba",
-          "test_mambavision", "test_vmamba_m2"]
+          "test_mambavision", "test_vmamba_m2", "test_vssd", "test_a2mamba"]
 
 
 @pytest.mark.parametrize("states", [1, 2])
@@ -47,14 +47,18 @@ def test_ss2d_scan_norm_gradgradcheck():
     assert torch.autograd.gradgradcheck(scan, (gate, *arguments), fast_mode=True)
 
 
-def test_ssd_scan_gradgradcheck():
-    """Without a reference in its place: products of PyTorch."""
+@pytest.mark.parametrize("causal", [True, False])
+def test_ssd_scan_gradgradcheck(causal):
     def normal(*shape):
         return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
     x, dt, B, C, D = normal(1, 3, 2, 2), normal(1, 3, 2), normal(1, 3, 1, 2), normal(1, 3, 1, 2), normal(2)
     A = (-torch.rand(2, dtype=torch.float64)).requires_grad_()
-    assert torch.autograd.gradgradcheck(lambda *a: ssd_scan(*a, dt_softplus=True), (x, dt, A, B, C, D), fast_mode=True)
+
+    def scan(*arguments):
+        return ssd_scan(*arguments, dt_softplus=True, causal=causal, backend="reference")
+
+    assert torch.autograd.gradgradcheck(scan, (x, dt, A, B, C, D), fast_mode=True)
 
 
 @pytest.mark.parametrize("name", MODELS)

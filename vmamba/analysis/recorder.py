@@ -174,11 +174,13 @@ class ScanRecorder(TorchFunctionMode):
             self._keep(walks, x, y, proj, dt_weight, dt_bias, A_log, D_skip)
         return (y.sum(1) if merge else y), states
 
-    def _scan_norm(self, *arguments: Any, **more: Any) -> Tensor:
-        scan, (weight, bias, gate, *rest) = arguments[:10], arguments[10:]
-        dtype = scan[0].dtype
-        merged = self._scan(*scan, True)[0].to(compute_dtype(scan[0]))
-        return norm_and_gate(merged, weight, bias, gate, rest[0] if rest else more.get("eps", 1e-5)).to(dtype)
+    def _scan_norm(
+            self, x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor,
+            D_skip: Tensor | None, order: str, height: int, width: int, index: Tensor | None, norm_weight: Tensor,
+            norm_bias: Tensor, gate: Tensor | None, eps: float = 1e-5, backend: str = "auto",
+    ) -> Tensor:
+        merged, _ = self._scan(x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, True)
+        return norm_and_gate(merged.to(compute_dtype(x)), norm_weight, norm_bias, gate, eps).to(x.dtype)
 
     def _scan_norm_saving(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         y = self._scan_norm(*arguments[:14])
@@ -195,8 +197,10 @@ class ScanRecorder(TorchFunctionMode):
                 self._layer, *layout, order, x, y, _same, _same, proj, dt_weight, dt_bias, A_log, D_skip))
             return
         order = ScanOrder(order.name, order.size, order.index.expand(fold, -1).contiguous(), order.num_tokens)
-        parameters = (t.expand(fold, *t.shape[1:]) if t is not None else None
-                      for t in (dt_weight, dt_bias, A_log, D_skip))
+
+        def shared(t: Tensor) -> Tensor:
+            """``[1, ...] -> [fold, ...]``."""
+            return t.expand(fold, *t.shape[1:])
 
         def unfold(t: Tensor) -> Tensor:
             """``[B * fold, L, C] -> [B, L, fold, C]``."""
@@ -204,7 +208,8 @@ class ScanRecorder(TorchFunctionMode):
 
         self.scans.append(Scan(
             self._layer, *layout, order, x, y, unfold, lambda t: t.squeeze(1).unflatten(0, (-1, fold)),
-            unfold(proj.squeeze(2)), *parameters))
+            unfold(proj.squeeze(2)), shared(dt_weight), shared(dt_bias) if dt_bias is not None else None, shared(A_log),
+            shared(D_skip) if D_skip is not None else None))
 
     def _scan_layout(self, x: Tensor, order: ScanOrder) -> _Layout:
         """Where the tokens [L] of the K directions of a scan are, those in the batch included."""
@@ -230,11 +235,12 @@ class ScanRecorder(TorchFunctionMode):
 
     def _ssd_scan(
             self, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None,
-            dt_softplus: bool, initial_state: Tensor | None,
+            dt_softplus: bool, initial_state: Tensor | None, causal: bool = True, backend: str = "auto",
     ) -> tuple[Tensor, Tensor]:
         """Mamba-2's scan is one of the other kind, whose channels have the step size of their head."""
-        y, last = torch.ops.vmamba.ssd_scan(x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state)
-        if self._layer not in self.layers:
+        y, last = torch.ops.vmamba.ssd_scan(
+            x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, causal, backend)
+        if self._layer not in self.layers or not causal:    # without an order it is no scan
             return y, last
         (batch, length, directions, states), channels = B.shape, x.shape[3]
         heads = x.shape[2] // directions

@@ -33,7 +33,7 @@ from vmamba.layers import SS2D, ChannelScan, LayerNorm, PatchMerging, PatchStem
 
 from ._cfg import classifier_cfg
 from ._checkpoint import open_envelope, require_fit
-from ._hierarchical import HierarchicalBackbone, build_hierarchical, doubling, drop_path_rates
+from ._hierarchical import HierarchicalBackbone, Stage, build_hierarchical, doubling, drop_path_rates
 
 __all__ = ["ViM2"]
 
@@ -79,7 +79,7 @@ def weighted_sum(maps: list[Tensor], weights: Tensor) -> Tensor:
     return total
 
 
-class AveragedStage(nn.Module):
+class AveragedStage(Stage):
     """Downsampling (none in the first stage), then mixers on weighted sums; ``[B, H, W, C] -> [B, H', W', C']``.
 
     Arxiv:2403.19888, equations 13 and 14.
@@ -89,10 +89,7 @@ class AveragedStage(nn.Module):
             self, downsample: nn.Module, blocks: list[AveragedMixer], device: Any = None,
             dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.grad_checkpointing = False
-        self.downsample = downsample
-        self.blocks = nn.ModuleList(blocks)
+        super().__init__(downsample, blocks)
         self.average = nn.Parameter(torch.ones(len(blocks) + 1, device=device, dtype=dtype))
 
     @torch.jit.ignore
@@ -100,8 +97,8 @@ class AveragedStage(nn.Module):
         """The sum of all maps."""
         nn.init.ones_(self.average)
 
-    def forward(self, x: Tensor) -> Tensor:
-        maps = [self.downsample(x)]
+    def run_blocks(self, x: Tensor) -> Tensor:
+        maps = [x]
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
                 maps.append(checkpoint(block, maps.copy()))  # what a block took, when its gradient asks again

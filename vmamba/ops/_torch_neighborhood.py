@@ -58,8 +58,8 @@ def takers(extent: int, window: int, dilated: bool, device: torch.device) -> tup
 
     Each is [extent, 2 * window - 1], which is how many windows can hold one place.
     """
-    rank, group, length, dilation = (t.unsqueeze(1) if isinstance(t, Tensor) else t
-                                     for t in _classes(extent, window, dilated, device))
+    *classes, dilation = _classes(extent, window, dilated, device)
+    rank, group, length = (t.unsqueeze(1) for t in classes)
     theirs = torch.where(rank < window, 0, rank - window // 2) + torch.arange(2 * window - 1, device=device)
     last = torch.where(rank >= length - window, length - 1, rank + window // 2)
     valid = theirs <= last

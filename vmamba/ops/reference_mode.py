@@ -12,8 +12,10 @@ from torch.overrides import TorchFunctionMode
 
 from vmamba.scans import ScanOrder, scan_order
 
+from . import _torch_neighborhood
 from ._shapes import compute_dtype
 from .reference import selective_scan_reference, ss2d_scan_norm_reference, ss2d_scan_reference
+from .ssd_scan import ssd_scan_reference
 
 __all__ = ["ReferenceOperators", "call_order", "operator_name"]
 
@@ -121,7 +123,23 @@ def _gelu_linear(x: Tensor, weight: Tensor, bias: Tensor, backend: str = "auto")
     return F.linear(F.gelu(x), weight, bias), x.new_empty(0)
 
 
-# reorder, arrivals and ssd_scan are not here: they can be differentiated twice as they are
+def _ssd_scan(
+        x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None,
+        dt_softplus: bool, initial_state: Tensor | None, causal: bool = True, backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    return ssd_scan_reference(x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, causal)
+
+
+def _neighborhood_weights(
+        q: Tensor, k: Tensor, bias: Tensor, window: int, dilated: bool, backend: str = "auto") -> Tensor:
+    return _torch_neighborhood.weights_forward(q, k, bias, window, dilated)
+
+
+def _neighborhood_apply(weights: Tensor, v: Tensor, window: int, dilated: bool, backend: str = "auto") -> Tensor:
+    return _torch_neighborhood.apply_forward(weights, v, window, dilated)
+
+
+# reorder and arrivals are not here: they can be differentiated twice as they are
 _PLAIN: dict[str, Callable] = {
     "vmamba::ss2d_scan": _ss2d_scan,
     "vmamba::ss2d_scan_norm": _ss2d_scan_norm,
@@ -130,4 +148,7 @@ _PLAIN: dict[str, Callable] = {
     "vmamba::add_layer_norm": _add_layer_norm,
     "vmamba::depthwise_conv_silu": _depthwise_conv_silu,
     "vmamba::gelu_linear": _gelu_linear,
+    "vmamba::ssd_scan": _ssd_scan,
+    "vmamba::neighborhood_weights": _neighborhood_weights,
+    "vmamba::neighborhood_apply": _neighborhood_apply,
 }

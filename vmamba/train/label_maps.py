@@ -46,8 +46,8 @@ def read_valid_labels(source: str, num_classes: int) -> Tensor:
             raise UserError(f"--valid-labels {source} is for models of {_CLASSES} classes, not {num_classes}")
         if source == "imagenet-v2":
             return torch.arange(_CLASSES)
-        text = importlib.resources.files("timm.data").joinpath(
-            "_info", f"{source.replace('-', '_')}_indices.txt").read_text(encoding="utf-8")
+        lists = importlib.resources.files("timm.data") / "_info"
+        text = (lists / f"{source.replace('-', '_')}_indices.txt").read_text(encoding="utf-8")
     else:
         try:
             text = Path(source).read_text(encoding="utf-8")

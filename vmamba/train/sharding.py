@@ -76,7 +76,7 @@ def whole(tree: Any, keep: bool) -> Any:
 
 
 def load_whole(
-    task: TrainingTask, state_dict: dict[str, Tensor], task_state: dict[str, Any] | None = None, ema: bool = False
+    task: TrainingTask, state_dict: dict[str, Any], task_state: dict[str, Any] | None = None, ema: bool = False
 ) -> None:
     """Does what `TrainingTask.load_checkpoint_state` does, for a split model; every process has to have the weights."""
     module: Any = task.get_trainable_module(ema=ema)

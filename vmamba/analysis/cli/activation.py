@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     images = load_images(args.inputs, description)
     found = []
     for batch in batches(images, args.batch_size, device):
-        classes = None if wanted is None else torch.full((len(batch),), wanted)
-        found.append(class_activation(model, batch, classes, args.stages))
+        shown = None if wanted is None else torch.full((len(batch),), wanted)
+        found.append(class_activation(model, batch, shown, args.stages))
     classes = torch.cat([part.classes for part in found]).tolist()
     probabilities = torch.cat([part.probabilities for part in found]).tolist()
     maps = {stage: torch.cat([part.maps[stage] for part in found]) for stage in found[0].maps}

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     images = load_images(args.inputs, description)
     fields = effective_receptive_field(model, batches(images, args.batch_size, device), args.stages)
     make_folder(args.output)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"stage": field.stage, "map": "x".join(map(str, field.size)), "diameter_px": field.diameter,
          **{f"area_{round(100 * share)}": field.area(share) for share in SHARES}} for field in fields]
     write_table(args.output / "erf.csv", rows)
