@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,8 @@ class ScanOrder:
         if self.index.ndim != 2 or self.index.dtype != torch.int32:
             raise ValueError(
                 f"index must be an int32 tensor [K, T], got {self.index.dtype} with shape {list(self.index.shape)}")
+        if isinstance(self.index.shape[1], torch.SymInt):  # in a traced graph, where there are no values to look at
+            return
         if self.index.numel() and not -1 <= int(self.index.min()) <= int(self.index.max()) < self.num_tokens:
             raise ValueError(f"index must lie in [-1, {self.num_tokens - 1}] for {self.num_tokens} tokens")
         repeated = (self.index != PAD).sum(1) != (self.inverse != PAD).sum(1)
@@ -240,14 +242,14 @@ def _joined(orders: Sequence[ScanOrder], walks: Sequence[Tensor], word: str) -> 
 
 def pad_walks(walks: Sequence[Tensor]) -> Tensor:
     """Tables [K_i, T_i] of one another's directions -> [sum of K_i, longest T_i], padded at the end."""
-    longest = max(walk.shape[1] for walk in walks)
+    longest = reduce(torch.sym_max, [walk.shape[1] for walk in walks])
     return torch.cat([F.pad(walk, (0, longest - walk.shape[1]), value=PAD) for walk in walks])
 
 
 def invert_index(index: Tensor, num_tokens: int) -> Tensor:
     """Steps at which tokens are visited: ``index`` [K, T] int32 -> [K, num_tokens] int32, ``-1`` if never."""
     K, T = index.shape
-    inverse = torch.full((K, num_tokens + 1), PAD, dtype=torch.int32, device=index.device)
+    never = torch.full((K, num_tokens + 1), PAD, dtype=torch.int32, device=index.device)
     slots = torch.where(index == PAD, num_tokens, index).long()
-    inverse.scatter_(1, slots, torch.arange(T, dtype=torch.int32, device=index.device).expand(K, T))
+    inverse = never.scatter(1, slots, torch.arange(T, dtype=torch.int32, device=index.device).expand(K, T))
     return inverse[:, :num_tokens].contiguous()
