@@ -46,7 +46,7 @@ class Scan(torch.nn.Module):
 
 def to_onnx(module):
     """A function of maps that onnxruntime runs, whose batch, height and width are free."""
-    free = {axis: torch.export.Dim.DYNAMIC for axis in range(3)}
+    free = dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
     with torch.no_grad():
         program = torch.export.export(
             InTorch(module, walks=True), (torch.zeros(2, 8, 6, CHANNELS),), dynamic_shapes=(free,), strict=False)
@@ -58,14 +58,14 @@ def to_onnx(module):
 
 
 @pytest.mark.parametrize("form", [
-    dict(order="cross", states=1),
-    dict(order="cross", states=4, merge=False),
-    dict(order="uni", states=1, readout=False, skip=False),
-    dict(order="bidi", states=3, own=True, merge=False),
-    dict(order="bidi", states=1, own=True, bias=False),
-    dict(order="atrous", states=2),
-    dict(order="h+w3_flip", states=1, merge=False),
-    dict(order="atrous", states=1, skip=False),
+    {"order": "cross", "states": 1},
+    {"order": "cross", "states": 4, "merge": False},
+    {"order": "uni", "states": 1, "readout": False, "skip": False},
+    {"order": "bidi", "states": 3, "own": True, "merge": False},
+    {"order": "bidi", "states": 1, "own": True, "bias": False},
+    {"order": "atrous", "states": 2},
+    {"order": "h+w3_flip", "states": 1, "merge": False},
+    {"order": "atrous", "states": 1, "skip": False},
 ], ids=lambda form: "-".join(f"{key}={value}" for key, value in form.items()))
 def test_equals_the_reference_at_every_size(form):
     scan = Scan(**form)
@@ -78,12 +78,17 @@ def test_equals_the_reference_at_every_size(form):
 
 
 def test_strong_and_weak_decay_over_many_chunks():
-    """Neither overflow nor loss of what earlier chunks left: rates from nothing to all at once, steps up to 10."""
+    """Neither overflow nor loss of what earlier chunks left: rates from nothing to all at once, steps up to 10.
+
+    Long memories add up the rounding of the decays, in any order of the steps; so the measure is how far from float64
+    the step-by-step reference is in float32.
+    """
     scan = Scan("cross", 1)
     with torch.no_grad():
         scan.A_log.copy_(torch.linspace(-12, 6, scan.A_log.numel()).view_as(scan.A_log))
         scan.bias.copy_(torch.linspace(-10, 10, scan.bias.numel()).view_as(scan.bias))
         maps = torch.randn(2, 23, 31, CHANNELS)
-        expected = scan.reference(maps)
-    assert expected.isfinite().all()
-    torch.testing.assert_close(to_onnx(scan)(maps), expected, rtol=1e-4, atol=1e-4)
+        found, step_by_step = to_onnx(scan)(maps), scan.reference(maps)
+        exact = scan.double().reference(maps.double())
+    assert found.isfinite().all()
+    assert (found - exact).abs().max() <= 3 * (step_by_step - exact).abs().max()

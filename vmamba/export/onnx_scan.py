@@ -113,17 +113,16 @@ class _Call:
         steps = op.Expand(op.Unsqueeze(step, _ints(1)), op.Shape(self.walk))
         return op.Slice(op.ScatterElements(never, self.walk, steps, axis=0), _ints(0), self.length, _ints(0))
 
-    def rows(self, t, *size: int):
-        """``t`` [L, ..., B, C] as rows [L..., B, C], with those of zeros where there may be any."""
+    def rows(self, t, rank: int, size: int):
+        """``t`` [L, B, C] or [L, K, B, C] as rows [..., B, C], with those of zeros where there may be any."""
         if self.absent:
-            rank = len(t.shape)
             t = op.Pad(t, _ints(*[0] * rank, 1, *[0] * (rank - 1)))
-        return op.Reshape(t, _shape(-1, self.batch, *size))
+        return op.Reshape(t, _shape(-1, self.batch, size))
 
     def inputs(self, tokens, k):
         """Of tokens [...]: x [..., B, D] and the projection [..., B, P], with ``k`` their directions."""
         rows = op.Add(op.Mul(tokens, _ints(self.directions)), k)
-        x, proj = self.rows(self.x, self.channels), self.rows(self.proj, self.columns)
+        x, proj = self.rows(self.x, 4 if self.own else 3, self.channels), self.rows(self.proj, 4, self.columns)
         return op.Gather(x, rows if self.own else tokens, axis=0), op.Gather(proj, rows, axis=0)
 
     def several(self):

@@ -232,10 +232,9 @@ def _joined(orders: Sequence[ScanOrder], walks: Sequence[Tensor], word: str) -> 
             f"orders that are joined need as many directions each, got {[order.num_directions for order in orders]}")
     offsets = [sum(order.num_tokens for order in orders[:i]) for i in range(len(orders))]
     shifted = [torch.where(walk == PAD, PAD, walk + first) for walk, first in zip(walks, offsets, strict=True)]
-    total = sum(order.num_tokens for order in orders)
-    sizes = {order.size for order in orders}
-    size = (len(orders), *orders[0].size) if len(sizes) == 1 and total == len(orders) * math.prod(orders[0].size) else (
-        total,)
+    total, first = sum(order.num_tokens for order in orders), orders[0].size
+    alike = all(order.size == first for order in orders) and total == len(orders) * math.prod(first)
+    size = (len(orders), *first) if alike else (total,)
     name = f" {word} ".join(order.name for order in orders)
     return ScanOrder(name, size, torch.cat(shifted, dim=-1).flatten(1), total)
 

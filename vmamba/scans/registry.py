@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .order import ScanOrder, pad_walks
 
@@ -266,7 +267,7 @@ def scan_tokens(name: str, height: int, width: int) -> int:
 @lru_cache(maxsize=256)
 def _cached_order(name: str, size: tuple[int, int], directions: int, device: torch.device) -> ScanOrder:
     # Tables are built outside any tracing, inference mode or default device, so that a cached one serves every caller.
-    with torch.inference_mode(False), torch.device("cpu"):
+    with _disable_current_modes(), torch.inference_mode(False), torch.device("cpu"):
         index = _lookup(name).build(*size, directions).contiguous()
         if index.shape[0] != directions:
             plural = "s" if index.shape[0] > 1 else ""
