@@ -3,7 +3,7 @@ import onnxruntime
 import pytest
 import torch
 
-from vmamba.export.onnx_scan import CHUNK, OPSET, ss2d_scan
+from vmamba.export.onnx_scan import CHUNK, OPSET, TRANSLATIONS
 from vmamba.export.operators import InTorch
 from vmamba.ops import ss2d_scan as operator
 from vmamba.scans import default_directions, scan_order
@@ -52,7 +52,7 @@ def to_onnx(module):
             InTorch(module, walks=True), (torch.zeros(2, 8, 6, CHANNELS),), dynamic_shapes=(free,), strict=False)
     model = torch.onnx.export(
         program, dynamo=True, opset_version=OPSET, verbose=False,
-        custom_translation_table={torch.ops.vmamba.ss2d_scan.default: ss2d_scan}).model_proto
+        custom_translation_table=TRANSLATIONS).model_proto
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return lambda maps: torch.from_numpy(session.run(None, {session.get_inputs()[0].name: maps.numpy()})[0])
 

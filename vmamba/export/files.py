@@ -28,13 +28,13 @@ def write_onnx(model: nn.Module, input_size: Sequence[int], fixed_size: bool, de
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package, extra="export")
-    from .onnx_scan import OPSET, ss2d_scan  # it needs onnxscript
+    from .onnx_scan import OPSET, TRANSLATIONS  # it needs onnxscript
 
     program = trace(InTorch(model, walks=True), input_size, fixed_size)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     onnx_program = torch.onnx.export(
         program, dynamo=True, opset_version=OPSET, verbose=False, input_names=["images"], output_names=["logits"],
-        custom_translation_table={torch.ops.vmamba.ss2d_scan.default: ss2d_scan})
+        custom_translation_table=TRANSLATIONS)
     graph = onnx_program.model
     graph.metadata_props[KEY] = description
     size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))

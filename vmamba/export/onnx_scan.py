@@ -1,4 +1,4 @@
-"""``torch.ops.vmamba.ss2d_scan`` in ONNX: the recurrence is the operator ``Scan``.
+"""``torch.ops.vmamba.ss2d_scan`` in ONNX: the recurrence is the operator ``Scan``; and what torch.onnx leaves out.
 
 A call of ``Scan`` costs a runtime a few microseconds a step, whatever a step does, so steps should be few and large.
 With several states per channel a step is large: all steps go one after another, and the states, ``N`` times as many
@@ -8,12 +8,13 @@ of decays appear, as in :mod:`vmamba.ops._recurrence`.
 
 Shape letters as in ``vmamba.ops``; T steps of a walk, S steps of a chunk, M sequences side by side.
 """
+import torch
 from onnxscript import FLOAT, graph, script
 from onnxscript import opset18 as op
 
 from vmamba.scans import scan_routes
 
-__all__ = ["OPSET", "ss2d_scan"]
+__all__ = ["OPSET", "TRANSLATIONS"]
 
 OPSET = 18
 CHUNK = 32
@@ -193,3 +194,15 @@ def ss2d_scan(
     if D_skip is not None and shared:
         y = op.Add(y, op.Mul(call.x, op.ReduceSum(D_skip, _ints(0), keepdims=0)))
     return op.Transpose(y, perm=[1, 0, 2]), nothing
+
+
+def remainder(x, divisor):
+    """Of integers, such as the places in a table: torch.onnx has it for constant divisors only."""
+    return op.Mod(x, op.CastLike(divisor, x))
+
+
+TRANSLATIONS = {
+    torch.ops.vmamba.ss2d_scan.default: ss2d_scan,
+    torch.ops.aten.remainder.Scalar: remainder,
+}
+"""The ``custom_translation_table`` of ``torch.onnx.export``."""
