@@ -8,6 +8,8 @@ of decays appear, as in :mod:`vmamba.ops._recurrence`.
 
 Shape letters as in ``vmamba.ops``; T steps of a walk, S steps of a chunk, M sequences side by side.
 """
+import operator
+
 import torch
 from onnxscript import FLOAT, graph, script
 from onnxscript import opset18 as op
@@ -201,8 +203,15 @@ def remainder(x, divisor):
     return op.Mod(x, op.CastLike(divisor, x))
 
 
+def floor_divide(x, divisor):
+    """Of sizes, such as ``-(-height // window)``: torch.onnx rounds negative ones up, as ``Div`` does."""
+    divisor = op.CastLike(divisor, x)
+    return op.Div(op.Sub(x, op.Mod(x, divisor)), divisor)
+
+
 TRANSLATIONS = {
     torch.ops.vmamba.ss2d_scan.default: ss2d_scan,
     torch.ops.aten.remainder.Scalar: remainder,
+    operator.floordiv: floor_divide,
 }
 """The ``custom_translation_table`` of ``torch.onnx.export``."""
