@@ -1,7 +1,6 @@
 """Writing a classifier in each format. The files are complete; whether they answer right is not looked at here."""
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,17 +27,12 @@ def write_onnx(model: nn.Module, input_size: Sequence[int], fixed_size: bool, de
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         require(package, extra="export")
-    from .onnx_scan import OPSET, TRANSLATIONS  # it needs onnxscript
+    from .onnx_scan import to_onnx  # it needs onnxscript
 
-    program = trace(InTorch(model, walks=True), input_size, fixed_size)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    onnx_program = torch.onnx.export(
-        program, dynamo=True, opset_version=OPSET, verbose=False, input_names=["images"], output_names=["logits"],
-        custom_translation_table=TRANSLATIONS)
-    graph = onnx_program.model
-    graph.metadata_props[KEY] = description
+    translated = to_onnx(trace(InTorch(model, walks=True), input_size, fixed_size))
+    translated.model.metadata_props[KEY] = description
     size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    onnx_program.save(path, external_data=size > MAX_PROTOBUF)
+    translated.save(path, external_data=size > MAX_PROTOBUF)
 
 
 def write_program(model: nn.Module, input_size: Sequence[int], fixed_size: bool, description: str, path: Path) -> None:

@@ -8,19 +8,36 @@ of decays appear, as in :mod:`vmamba.ops._recurrence`.
 
 Shape letters as in ``vmamba.ops``; T steps of a walk, S steps of a chunk, M sequences side by side.
 """
+import logging
+import math
 import operator
 
+import onnx_ir
 import torch
+from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass
 from onnxscript import FLOAT, graph, script
 from onnxscript import opset18 as op
 
 from vmamba.scans import scan_routes
 
-__all__ = ["OPSET", "TRANSLATIONS"]
+__all__ = ["CHUNK", "to_onnx"]
 
 OPSET = 18
 CHUNK = 32
 INT64, FLOAT32 = 7, 1  # numbers of ONNX's types
+
+
+@script(default_opset=op)
+def _softplus(x: FLOAT[...]) -> FLOAT[...]:
+    """``log(1 + exp(x))`` of ordinary operators, three times as fast as onnxruntime's own.
+
+    With ``u`` what ``1 + e`` is rounded to, ``log(u) e / (u - 1)`` has the digits that ``log(u)`` has lost; next to 1 that
+    factor is the same for every ``u``, so ``u`` is kept from 1 itself.
+    """
+    one = op.Constant(value_float=1.0)
+    e = op.Exp(op.Min(x, op.Constant(value_float=80.0)))
+    u = op.Max(op.Add(e, one), op.Constant(value_float=1.00000011920929))
+    return op.Max(op.Mul(op.Log(u), op.Div(e, op.Sub(u, one))), x)
 
 
 @script(default_opset=op)
@@ -30,7 +47,7 @@ def _states(
     """States [S, K, M, D] and products of the decays so far, and both after the last step."""
     @graph()
     def step(h_in, p_in, u_t, factors_t, B_t):
-        delta = op.Softplus(op.Add(op.MatMul(factors_t, weight), bias))
+        delta = _softplus(op.Add(op.MatMul(factors_t, weight), bias))
         decay = op.Exp(op.Mul(delta, A))
         h = op.Add(op.Mul(decay, h_in), op.Mul(op.Mul(delta, u_t), B_t))
         p = op.Mul(decay, p_in)
@@ -53,20 +70,15 @@ def _carries(h0: FLOAT, ends: FLOAT, decays: FLOAT) -> FLOAT:
 
 
 @script(default_opset=op)
-def _outputs(
-        h0: FLOAT, u: FLOAT, factors: FLOAT, B: FLOAT, C: FLOAT, weight: FLOAT, bias: FLOAT, A: FLOAT,
-) -> FLOAT:
-    """``C h`` after each step, [T, K, M, 1, D]."""
+def _outputs(h0: FLOAT, delta: FLOAT, drive: FLOAT, B: FLOAT, C: FLOAT, A: FLOAT) -> FLOAT:
+    """``C h`` after each step, [T, K, M, 1, D], of ``delta`` and ``delta u`` shaped like that."""
     @graph()
-    def step(h_in, u_t, factors_t, B_t, C_t):
-        delta = op.Softplus(op.Add(op.MatMul(factors_t, weight), bias))
-        state_axis = op.Constant(value_ints=[2])
-        decay = op.Exp(op.Mul(op.Unsqueeze(delta, state_axis), A))
-        drive = op.Mul(op.Unsqueeze(op.Mul(delta, u_t), state_axis), B_t)
-        h = op.Add(op.Mul(decay, h_in), drive)
+    def step(h_in, delta_t, drive_t, B_t, C_t):
+        decay = op.Exp(op.Mul(delta_t, A))
+        h = op.Add(op.Mul(decay, h_in), op.Mul(drive_t, B_t))
         return h, op.MatMul(C_t, h)
 
-    _end, y = op.Scan(h0, u, factors, B, C, body=step, num_scan_inputs=4)
+    _end, y = op.Scan(h0, delta, drive, B, C, body=step, num_scan_inputs=4)
     return y
 
 
@@ -134,9 +146,11 @@ class _Call:
         u, proj = self.inputs(self.walk, k)  # [T, K, B, ...]
         B, C = (_columns(proj, first, first + N) for first in (self.rank, self.rank + N))
         weight, bias, A = self.parameters
+        delta = _softplus(op.Add(op.MatMul(_columns(proj, 0, self.rank), weight), bias))
         y = _outputs(
-            _full(0.0, K, self.batch, N, self.channels), u, _columns(proj, 0, self.rank), op.Unsqueeze(B, _ints(-1)),
-            op.Unsqueeze(C, _ints(-2)), weight, bias, op.Unsqueeze(A, _ints(1)))
+            _full(0.0, K, self.batch, N, self.channels), op.Unsqueeze(delta, _ints(-2)),
+            op.Unsqueeze(op.Mul(delta, u), _ints(-2)), op.Unsqueeze(B, _ints(-1)), op.Unsqueeze(C, _ints(-2)),
+            op.Unsqueeze(A, _ints(1)))
         return self.natural(y, op.Add(op.Mul(self.back, _ints(K)), k))
 
     def single(self):
@@ -209,9 +223,33 @@ def floor_divide(x, divisor):
     return op.Div(op.Sub(x, op.Mod(x, divisor)), divisor)
 
 
+def gelu(x, approximate: str = "none"):
+    """In the order of its factors that onnxruntime knows as one operator."""
+    if approximate == "tanh":
+        cubic = op.Mul(op.Mul(op.Mul(x, x), x), op.Constant(value_float=0.044715))
+        inner = op.Tanh(op.Mul(op.Add(x, cubic), op.Constant(value_float=math.sqrt(2 / math.pi))))
+    else:
+        inner = op.Erf(op.Div(x, op.Constant(value_float=math.sqrt(2))))
+    return op.Mul(op.Mul(x, op.Add(inner, op.Constant(value_float=1.0))), op.Constant(value_float=0.5))
+
+
 TRANSLATIONS = {
     torch.ops.vmamba.ss2d_scan.default: ss2d_scan,
+    torch.ops.aten.gelu.default: gelu,
     torch.ops.aten.remainder.Scalar: remainder,
     operator.floordiv: floor_divide,
 }
 """The ``custom_translation_table`` of ``torch.onnx.export``."""
+
+
+def to_onnx(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
+    """Translate a traced classifier, with inputs ``images`` and outputs ``logits``."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    translated = torch.onnx.export(
+        program, dynamo=True, opset_version=OPSET, verbose=False, input_names=["images"], output_names=["logits"],
+        custom_translation_table=TRANSLATIONS)
+    # a function that the body of a Scan calls is not brought along
+    function = onnx_ir.from_proto(_softplus.to_function_proto())
+    translated.model.functions[function.identifier()] = function
+    onnx_ir.passes.Sequential(InlinePass(), RemoveUnusedFunctionsPass())(translated.model)
+    return translated
