@@ -3,7 +3,7 @@ r"""Export models in each format, compare the files with PyTorch, and time them 
 
 Examples:
     python tools/benchmark_export.py vmamba_tiny_s1l8 vim_tiny_patch16_224 mlla_tiny --threads 2
-    python tools/benchmark_export.py test_vmamba test_mlla --format .onnx .aoti.pt2 --results-file results.csv
+    python tools/benchmark_export.py 'test_*' --format .onnx .aoti.pt2 --results-file results.csv
 
 Models are untrained. A file that takes images of any size is compared at three sizes, on random images and on
 photographs; its latency is that of one image of the model's own size. Where a format needs a fixed size, or cannot
@@ -20,6 +20,7 @@ from pathlib import Path
 import _bench
 import timm
 import torch
+from _results import is_ours
 from torch import nn
 
 from vmamba.errors import UserError, tool
@@ -38,12 +39,22 @@ PYTORCH = "PyTorch"
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("models", nargs="+", metavar="MODEL", help="timm model names")
+    add("models", nargs="+", metavar="MODEL", help="timm model names; '*' in one stands for names of this package")
     add("--format", nargs="+", choices=ENDINGS, default=list(ENDINGS), help="ends of file names")
     _bench.add_arguments(parser)
     args = parser.parse_args(argv)
-    args.models = list(dict.fromkeys(args.models))
+    args.models = list(dict.fromkeys(name for model in args.models for name in names(model)))
     return args
+
+
+def names(model: str) -> list[str]:
+    """Names that a name stands for; several if it has a `*`."""
+    if "*" not in model:
+        return [model]
+    found = [name for name in timm.list_models(model) if is_ours(name)]
+    if not found:
+        raise UserError(f"no model of this package is called {model}")
+    return found
 
 
 def describe(model: nn.Module, name: str) -> Description:

@@ -31,8 +31,8 @@ INT64, FLOAT32 = 7, 1  # numbers of ONNX's types
 def _softplus(x: FLOAT[...]) -> FLOAT[...]:
     """``log(1 + exp(x))`` of ordinary operators, three times as fast as onnxruntime's own.
 
-    With ``u`` what ``1 + e`` is rounded to, ``log(u) e / (u - 1)`` has the digits that ``log(u)`` has lost; next to 1 that
-    factor is the same for every ``u``, so ``u`` is kept from 1 itself.
+    With ``u`` what ``1 + e`` is rounded to, ``log(u) e / (u - 1)`` has the digits that ``log(u)`` has lost. Where ``u``
+    would be 1, any other number next to it does, so ``u`` is kept from 1 itself.
     """
     one = op.Constant(value_float=1.0)
     e = op.Exp(op.Min(x, op.Constant(value_float=80.0)))
