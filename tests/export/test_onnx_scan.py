@@ -1,9 +1,10 @@
 """The scan as ONNX: each of its forms against the step-by-step reference, at several batches and sizes of one file."""
+import numpy as np
 import onnxruntime
 import pytest
 import torch
 
-from vmamba.export.onnx_scan import CHUNK, to_onnx
+from vmamba.export.onnx_scan import CHUNK, _softplus, to_onnx
 from vmamba.export.operators import InTorch
 from vmamba.ops import ss2d_scan as operator
 from vmamba.scans import default_directions, scan_order
@@ -90,3 +91,9 @@ def test_strong_and_weak_decay_over_many_chunks():
         exact = scan.double().reference(maps.double())
     assert found.isfinite().all()
     assert (found - exact).abs().max() <= 3 * (step_by_step - exact).abs().max()
+
+
+def test_softplus_has_the_digits_of_float32_from_tiny_to_huge():
+    x = np.concatenate([np.linspace(-80, 200, 2801, dtype=np.float32), np.float32([-1e4, -16.7, -16.6, 1e30])])
+    exact = np.logaddexp(0, x.astype(np.float64))
+    np.testing.assert_allclose(_softplus(x), exact, rtol=1e-6, atol=1e-37)
