@@ -11,6 +11,7 @@ Shape letters as in ``vmamba.ops``; T steps of a walk, S steps of a chunk, M seq
 import logging
 import math
 import operator
+from collections.abc import Callable
 
 import onnx_ir
 import torch
@@ -233,7 +234,7 @@ def gelu(x, approximate: str = "none"):
     return op.Mul(op.Mul(x, op.Add(inner, op.Constant(value_float=1.0))), op.Constant(value_float=0.5))
 
 
-TRANSLATIONS = {
+TRANSLATIONS: dict[Callable, Callable] = {
     torch.ops.vmamba.ss2d_scan.default: ss2d_scan,
     torch.ops.aten.gelu.default: gelu,
     torch.ops.aten.remainder.Scalar: remainder,
@@ -248,6 +249,7 @@ def to_onnx(program: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
     translated = torch.onnx.export(
         program, dynamo=True, opset_version=OPSET, verbose=False, input_names=["images"], output_names=["logits"],
         custom_translation_table=TRANSLATIONS)
+    assert translated is not None  # as it is without dynamo only
     # a function that the body of a Scan calls is not brought along
     function = onnx_ir.from_proto(_softplus.to_function_proto())
     translated.model.functions[function.identifier()] = function

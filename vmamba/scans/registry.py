@@ -297,9 +297,10 @@ def scan_order(
     """
     directions = default_directions(name) if directions is None else directions
     if any(isinstance(s, torch.SymInt) for s in size):
+        height, width = size
         with torch.device(device):
-            index = _lookup(name).build(*size, directions).contiguous()
-        return ScanOrder(name, tuple(size), index, scan_tokens(name, *size))
+            index = _lookup(name).build(height, width, directions).contiguous()
+        return ScanOrder(name, (height, width), index, scan_tokens(name, height, width))
     if len(size) != 2 or any(int(s) < 1 for s in size):
         raise ValueError(f"size must be two positive integers (H, W), got {tuple(size)}")
     return _cached_order(name, (int(size[0]), int(size[1])), directions, torch.device(device))
