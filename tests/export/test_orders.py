@@ -23,7 +23,7 @@ class Table(torch.nn.Module):
 
 def traced(name):
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    return torch.export.export(Table(name), (torch.zeros(8, 6),), dynamic_shapes=(free,), strict=False)
+    return torch.export.export(Table(name), (torch.zeros(9, 12),), dynamic_shapes=(free,), strict=False)
 
 
 @pytest.mark.parametrize("name", TRACED)
