@@ -18,14 +18,14 @@ DETECTOR := runs/openmmlab/mask_rcnn_vmamba_nano_fpn_digit_scenes/epoch_8.pth
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-18s %s\n", $$1, $$2}'
 
-install: $(STAMP)  ## make .venv and install the package with its train, dev and docs extras
+install: $(STAMP)  ## make .venv and install the package with its train, export, dev and docs extras
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[train,dev,docs]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[train,export,dev,docs]'
 	@touch $@
 
 openmmlab: $(OPENMMLAB)  ## install mmengine, mmcv (compiled: a quarter of an hour), mmdet and mmseg into .venv

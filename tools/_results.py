@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 Row = Mapping[str, str]
 
 # rows that differ in one of these were not measured under the same conditions
-SETTING = ("device", "bench", "model", "scan", "op", "backend", "batch_size", "img_size", "amp_dtype", "mode")
+SETTING = ("device", "bench", "model", "scan", "op", "backend", "batch_size", "img_size", "amp_dtype", "mode", "format")
 
 
 def read_rows(name: str) -> list[Row]:

@@ -19,20 +19,21 @@ from _results import ROOT, Row, is_ours, published_top1, read_rows, read_table, 
 
 from vmamba.errors import UserError, tool
 
-DOCUMENTS = ("README.md", *(f"docs/{page}.md" for page in ("performance", "published", "packaging", "video")))
-FILES = ("models_gpu", "scans_gpu", "video_gpu", "models_cpu", "operators_cpu")  # in benchmarks/
+DOCUMENTS = ("README.md", *(f"docs/{page}.md" for page in ("performance", "published", "packaging", "video", "export")))
+FILES = ("models_gpu", "scans_gpu", "video_gpu", "models_cpu", "operators_cpu", "export_cpu")  # in benchmarks/
 PICTURES = {  # in docs/images
     "performance_accuracy.png": "speed against published accuracy",
     "performance_resolution.png": "speed and memory against image size",
 }
 STEPS = {"inference": "inference", "train": "training"}
 MODES = {"eager": "eager", "compiled": "compiled", "cudagraph": "CUDA graph"}
+FORMATS = {".onnx": "ONNX", ".pt2": "torch.export", ".pt": "TorchScript", ".aoti.pt2": "AOTInductor"}
 AT_128 = {"batch_size": "128", "img_size": "224x224", "amp_dtype": "bfloat16"}
 AT_1 = {**AT_128, "batch_size": "1"}
 ABOUT = ("parameters (M)", "top-1, published")
 TITLES = {
     "model": "model", "scan": "order", "op": "operator", "frames": "frames", "bench": "step", "mode": "mode",
-    "batch_size": "batch"}
+    "batch_size": "batch", "format": "format"}
 RUN_COLUMNS = ("date", "device", "threads", "torch", "timm", "vmamba", "commit", "command")
 
 Cells = Callable[[Row], dict[str, str]]
@@ -170,6 +171,32 @@ def operators() -> str:
     return grid(rows, ["op", "bench"], ["shape", *backends], cells)
 
 
+def exports() -> str:
+    """Sizes that one file of each format takes, and the largest difference of a logit."""
+    def cells(row: Row) -> dict[str, str]:
+        return {FORMATS[row["format"]]: f"{row['sizes']}, {row['difference']}" if row["difference"] else "no"}
+
+    rows = [row for row in read_rows("export_cpu") if row["format"] in FORMATS]
+    return grid(rows, ["model"], [*FORMATS.values()], cells)
+
+
+def export_limits() -> str:
+    """Why a format has no file, or none for every size."""
+    rows = [row for row in read_rows("export_cpu") if row["reason"]]
+    return grid(rows, ["model", "format"], ["reason"], lambda row: {"reason": row["reason"].replace("|", "\\|")})
+
+
+def export_latency() -> str:
+    """Milliseconds of PyTorch for one image, and the time of each format over that."""
+    def cells(row: Row) -> dict[str, str]:
+        if row["format"] in FORMATS:
+            return {f"{FORMATS[row['format']]}, ratio": row["time_ratio"]}
+        return {"size": row["img_size"], "PyTorch, ms": f"{float(row['median_ms']):,.0f}"}
+
+    titles = ["size", "PyTorch, ms", *(f"{name}, ratio" for name in FORMATS.values())]
+    return grid(read_rows("export_cpu"), ["model"], titles, cells)
+
+
 def runs() -> str:
     """Where, when and by which command each run was made."""
     lines = [dict(zip(RUN_COLUMNS, run, strict=True)) | {"run": str(i)} for i, run in enumerate(all_runs(), start=1)]
@@ -202,6 +229,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "zoo": _zoo.zoo, "published": _zoo.beyond,
     "overview": overview, "latency": latency, "scans": scans, "video": video, "cpu": cpu, "operators": operators,
     "runs": runs, "pictures": pictures, "tested versions": tested_versions,
+    "export": exports, "export limits": export_limits, "export latency": export_latency,
     "inference": lambda: throughput("inference"), "training": lambda: throughput("train"),
     "inference by size": lambda: resolution("inference", speed),
     "training by size": lambda: resolution("train", speed),

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # heavy or optional packages that importing the models must never bring in by itself
 OPTIONAL = ("triton", "mmengine", "mmcv", "mmdet", "mmseg", "mmpretrain", "albumentations", "matplotlib", "sklearn",
-            "mlxtend", "torchmetrics", "pandas", "scipy", "av")
+            "mlxtend", "torchmetrics", "pandas", "scipy", "av", "onnx", "onnxruntime", "onnxscript")
 
 # package -> the project's other packages that it may import; `vmamba` itself stands for vmamba/__init__.py
 ALLOWED = {
@@ -24,7 +24,9 @@ ALLOWED = {
     "vmamba.layers": {"vmamba.ops", "vmamba.scans", "vmamba._timm"},
     "vmamba.models": {"vmamba.layers", "vmamba.ops", "vmamba.scans", "vmamba._timm"},
     "vmamba.data": {"vmamba.errors", "vmamba._timm"},
-    "vmamba.train": {"vmamba.data", "vmamba.models", "vmamba.errors", "vmamba._timm", "vmamba"},
+    "vmamba.export": {"vmamba.ops", "vmamba.scans", "vmamba.errors"},
+    "vmamba.train": {
+        "vmamba.data", "vmamba.models", "vmamba.export", "vmamba.errors", "vmamba._timm", "vmamba"},
     "vmamba.tasks": {
         "vmamba.models", "vmamba.layers", "vmamba.ops", "vmamba.scans", "vmamba.data", "vmamba.train", "vmamba.errors",
         "vmamba._timm", "vmamba"},

@@ -115,6 +115,19 @@ def test_clips_of_several_lengths(measured):
     assert parse(TABLES["video"]())[1]["inference, eager, time ratio"] == "7.805"
 
 
+def test_exports(measured):
+    row = {"params_m": "0.50", "batch_size": "1", "img_size": "160x160", "difference": "", "sizes": "any", "reason": ""}
+    measured({**row, "format": "PyTorch", "median_ms": "27.5"},
+             {**row, "format": ".onnx", "difference": "8.9e-08", "time_ratio": "0.906"},
+             {**row, "format": ".pt", "sizes": "none", "time_ratio": "", "reason": "cannot be | scripted"},
+             file="export_cpu")
+    model = {"model": "`vmamba_tiny_s1l8`", "run": "1"}
+    assert parse(TABLES["export"]()) == [model | {"ONNX": "any, 8.9e-08", "TorchScript": "no"}]
+    assert parse(TABLES["export latency"]()) == [
+        model | {"size": "160x160", "PyTorch, ms": "28", "ONNX, ratio": "0.906"}]
+    assert "| `vmamba_tiny_s1l8` |    .pt | cannot be \\| scripted |" in TABLES["export limits"]()
+
+
 def test_check_and_write(measured, tmp_path, monkeypatch, capsys):
     measured({})
     monkeypatch.setattr(performance_tables, "ROOT", tmp_path)

@@ -17,8 +17,8 @@ __all__ = ["step_moves"]
 def _snake_rows(height: int, width: int) -> Tensor:
     """Row by row, the odd ones from right to left."""
     grid = torch.arange(height * width).view(height, width)
-    grid[1::2] = grid[1::2].flip(1)
-    return grid.flatten()
+    odd = torch.arange(height).unsqueeze(1) % 2 == 1
+    return torch.where(odd, grid.flip(1), grid).flatten()
 
 
 register_alias("snake_v", "snake_h_t")
@@ -39,7 +39,8 @@ def step_moves(order: ScanOrder) -> Tensor:
     """
     index, width = order.index.long(), order.size[-1]
     row, column = (index // width).diff(dim=1), (index % width).diff(dim=1)
-    if order.has_padding or ((row.abs() + column.abs()) != 1).any():
+    traced = isinstance(order.length, torch.SymInt)  # has no values to look at
+    if not traced and (order.has_padding or ((row.abs() + column.abs()) != 1).any()):
         raise ValueError(f"the order {order.name!r} has steps that do not go to a neighbour")
     moves = torch.where(column > 0, 1, torch.where(column < 0, 2, torch.where(row < 0, 3, 4)))
     return torch.cat([torch.zeros_like(index[:, :1]), moves], dim=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,8 @@ class ScanOrder:
         if self.index.ndim != 2 or self.index.dtype != torch.int32:
             raise ValueError(
                 f"index must be an int32 tensor [K, T], got {self.index.dtype} with shape {list(self.index.shape)}")
+        if isinstance(self.index.shape[1], torch.SymInt):  # in a traced graph, where there are no values to look at
+            return
         if self.index.numel() and not -1 <= int(self.index.min()) <= int(self.index.max()) < self.num_tokens:
             raise ValueError(f"index must lie in [-1, {self.num_tokens - 1}] for {self.num_tokens} tokens")
         repeated = (self.index != PAD).sum(1) != (self.inverse != PAD).sum(1)
@@ -230,24 +232,23 @@ def _joined(orders: Sequence[ScanOrder], walks: Sequence[Tensor], word: str) -> 
             f"orders that are joined need as many directions each, got {[order.num_directions for order in orders]}")
     offsets = [sum(order.num_tokens for order in orders[:i]) for i in range(len(orders))]
     shifted = [torch.where(walk == PAD, PAD, walk + first) for walk, first in zip(walks, offsets, strict=True)]
-    total = sum(order.num_tokens for order in orders)
-    sizes = {order.size for order in orders}
-    size = (len(orders), *orders[0].size) if len(sizes) == 1 and total == len(orders) * math.prod(orders[0].size) else (
-        total,)
+    total, first = sum(order.num_tokens for order in orders), orders[0].size
+    alike = all(order.size == first for order in orders) and total == len(orders) * math.prod(first)
+    size = (len(orders), *first) if alike else (total,)
     name = f" {word} ".join(order.name for order in orders)
     return ScanOrder(name, size, torch.cat(shifted, dim=-1).flatten(1), total)
 
 
 def pad_walks(walks: Sequence[Tensor]) -> Tensor:
     """Tables [K_i, T_i] of one another's directions -> [sum of K_i, longest T_i], padded at the end."""
-    longest = max(walk.shape[1] for walk in walks)
+    longest = reduce(torch.sym_max, [walk.shape[1] for walk in walks])
     return torch.cat([F.pad(walk, (0, longest - walk.shape[1]), value=PAD) for walk in walks])
 
 
 def invert_index(index: Tensor, num_tokens: int) -> Tensor:
     """Steps at which tokens are visited: ``index`` [K, T] int32 -> [K, num_tokens] int32, ``-1`` if never."""
     K, T = index.shape
-    inverse = torch.full((K, num_tokens + 1), PAD, dtype=torch.int32, device=index.device)
+    never = torch.full((K, num_tokens + 1), PAD, dtype=torch.int32, device=index.device)
     slots = torch.where(index == PAD, num_tokens, index).long()
-    inverse.scatter_(1, slots, torch.arange(T, dtype=torch.int32, device=index.device).expand(K, T))
+    inverse = never.scatter(1, slots, torch.arange(T, dtype=torch.int32, device=index.device).expand(K, T))
     return inverse[:, :num_tokens].contiguous()

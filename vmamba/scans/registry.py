@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .order import ScanOrder, pad_walks
 
@@ -266,7 +267,7 @@ def scan_tokens(name: str, height: int, width: int) -> int:
 @lru_cache(maxsize=256)
 def _cached_order(name: str, size: tuple[int, int], directions: int, device: torch.device) -> ScanOrder:
     # Tables are built outside any tracing, inference mode or default device, so that a cached one serves every caller.
-    with torch.inference_mode(False), torch.device("cpu"):
+    with _disable_current_modes(), torch.inference_mode(False), torch.device("cpu"):
         index = _lookup(name).build(*size, directions).contiguous()
         if index.shape[0] != directions:
             plural = "s" if index.shape[0] > 1 else ""
@@ -286,14 +287,20 @@ def scan_order(
         name: A name of :func:`list_scans`; ``NAME_flip`` for its walks backwards, ``NAME_t`` for those of the
             transposed grid, ``NAME_turn`` for those of the grid turned by 180 degrees, ``NAME_token`` for those with a
             class token in the middle, or several names joined by ``+`` for their directions side by side.
-        size: Grid size ``(H, W)`` in tokens, each at least 1.
+        size: Grid size ``(H, W)`` in tokens, each at least 1. Symbols of a traced graph give a table that the graph
+            computes, where the order is one of torch's operations on whole tensors.
         directions: Number of directions K; None for the order's own.
         device: Where the table lives. Tables are cached per (name, size, directions, device).
 
     Raises:
         ValueError: Unknown name, a size that is not two positive integers, or a K the order does not have.
     """
+    directions = default_directions(name) if directions is None else directions
+    if any(isinstance(s, torch.SymInt) for s in size):
+        height, width = size
+        with torch.device(device):
+            index = _lookup(name).build(height, width, directions).contiguous()
+        return ScanOrder(name, (height, width), index, scan_tokens(name, height, width))
     if len(size) != 2 or any(int(s) < 1 for s in size):
         raise ValueError(f"size must be two positive integers (H, W), got {tuple(size)}")
-    directions = default_directions(name) if directions is None else directions
     return _cached_order(name, (int(size[0]), int(size[1])), directions, torch.device(device))

@@ -16,6 +16,8 @@ __all__: list[str] = []
 @register_numbered_path("random_seed")
 def _random(height: int, width: int, seed: int) -> Tensor:
     """A permutation of the tokens, drawn for this seed and number of tokens."""
+    if isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt):
+        raise ValueError("random orders are drawn for a size, so a graph for any size cannot compute them")
     return torch.randperm(height * width, generator=torch.Generator("cpu").manual_seed(seed))
 
 

@@ -4,14 +4,14 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from ..errors import UserError, near_names
 from .checkpoint import FILE_ARGUMENTS, Description, load_weights
 
-__all__ = ["build_classifier", "data_config_for", "load_classifier", "model_arguments"]
+__all__ = ["build_classifier", "class_names", "data_config_for", "load_classifier", "model_arguments"]
 
 
 def model_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -189,3 +189,14 @@ def load_classifier(args: argparse.Namespace) -> tuple[Any, Description]:
             list(names) if isinstance(names, (list, tuple)) and len(names) == model.num_classes else [])
     known.data_config = config
     return model, known
+
+
+def class_names(model: nn.Module, description: Description) -> list[str]:
+    """Returns the checkpoint's class names, ImageNet's for published ImageNet weights, else the indices."""
+    if description.label_names:
+        return description.label_names
+    subset = infer_imagenet_subset(model)
+    if subset:
+        info = ImageNetInfo(subset)
+        return [info.index_to_description(index) for index in range(description.num_classes)]
+    return [str(index) for index in range(description.num_classes)]

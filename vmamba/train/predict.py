@@ -3,26 +3,31 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, is_img_extension
-from torch import Tensor, nn
+from timm.data import create_transform, is_img_extension
+from torch import Tensor
 
 from ..data.datasets import UNREADABLE
 from ..errors import UserError, require, tool
+from ..export import ending, load_exported
 from .arguments import Parser, add_device_arguments, add_model_arguments
 from .checkpoint import Description
 from .loop import create_autocast
-from .model import load_classifier
+from .model import class_names, load_classifier
 from .run_directory import atomic_path, make_folder
 from .validate import checkpoint_arguments, resolve_device, table_format
 
 __all__ = ["Prediction", "main"]
+
+# what an exported file has settled
+_IN_THE_FILE = ("checkpoint", "use_ema", "pretrained", "num_classes", "gp", "in_chans", "img_size", "input_size",
+                "crop_pct", "crop_mode", "mean", "std", "interpolation", "model_kwargs", "amp")
 
 
 @dataclass
@@ -46,7 +51,8 @@ class Prediction:
 
 def _parser() -> Parser:
     parser = Parser(usage="%(prog)s IMAGE_OR_FOLDER ... [options]",
-                    description="Classify image files, or all images in folders and their subfolders.")
+                    description="Classify image files, or all images in folders and their subfolders, by a "
+                    "checkpoint, by published weights, or by an exported file (--model model.onnx).")
     parser.add_argument("inputs", nargs="+", metavar="IMAGE_OR_FOLDER", help="image files and folders")
     checkpoint_arguments(parser)
     add_model_arguments(parser)
@@ -71,11 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     output_format = table_format(args.output)
     paths = find_images(args.inputs)
     device = resolve_device(args.device)
-    model, description = load_classifier(args)
-    names = _class_names(model, description)
+    classify, description = _load(args, device)
+    names = description.label_names
     predictions = []
     bar = require("tqdm").tqdm(total=len(paths), unit="image", leave=False, disable=None)
-    for prediction in _predict(model.to(device), description, paths, names, args, device):
+    for prediction in _predict(classify, description, paths, names, args, device):
         predictions.append(prediction)
         bar.update()
         if prediction.error:
@@ -115,21 +121,25 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
     return paths
 
 
-def _class_names(model: nn.Module, description: Description) -> list[str]:
-    """Returns the checkpoint's class names, ImageNet's for published ImageNet weights, else the indices."""
-    if description.label_names:
-        return description.label_names
-    subset = infer_imagenet_subset(model)
-    if subset:
-        info = ImageNetInfo(subset)
-        return [info.index_to_description(index) for index in range(description.num_classes)]
-    return [str(index) for index in range(description.num_classes)]
+def _load(args: argparse.Namespace, device: torch.device) -> tuple[Callable[[Tensor], Tensor], Description]:
+    """Returns what classifies, images to logits, and its description: a checkpoint's model or an exported file."""
+    if args.model is None or ending(args.model) is None:
+        model, description = load_classifier(args)
+        description.label_names = class_names(model, description)
+        return model.to(device), description
+    defaults = _parser().parse_args(["-"])
+    for name in _IN_THE_FILE:
+        if getattr(args, name) != getattr(defaults, name):
+            raise UserError(f"--{name.replace('_', '-')} does not go with the exported model {args.model}: "
+                            "give it when exporting")
+    exported = load_exported(args.model, device)
+    return exported, Description(**json.loads(exported.description))
 
 
 @torch.inference_mode()
 def _predict(
-    model: nn.Module, description: Description, paths: list[Path], names: list[str], args: argparse.Namespace,
-    device: torch.device,
+    classify: Callable[[Tensor], Tensor], description: Description, paths: list[Path], names: list[str],
+    args: argparse.Namespace, device: torch.device,
 ) -> Iterator[Prediction]:
     """Yields a prediction for each path, in order."""
     transform = create_transform(is_training=False, **description.data_config)
@@ -137,12 +147,12 @@ def _predict(
     autocast = create_autocast(args, device)
     for start in range(0, len(paths), args.batch_size):
         group = paths[start:start + args.batch_size]
-        loaded = [_load(path, transform, mode) for path in group]
+        loaded = [_read(path, transform, mode) for path in group]
         images = [image for image in loaded if isinstance(image, Tensor)]
         best: Iterator[tuple[list[float], list[int]]] = iter(())
         if images:
             with autocast:
-                logits = model(torch.stack(images).to(device))
+                logits = classify(torch.stack(images).to(device))
             values, indices = logits.float().softmax(-1).topk(min(args.topk, len(names)))
             best = zip(values.tolist(), indices.tolist(), strict=True)
         for path, image in zip(group, loaded, strict=True):
@@ -153,7 +163,7 @@ def _predict(
                 yield Prediction(str(path), [names[index] for index in classes], classes, probabilities)
 
 
-def _load(path: Path, transform: Any, mode: str) -> Tensor | str:
+def _read(path: Path, transform: Any, mode: str) -> Tensor | str:
     """Returns the transformed image, or one line about why it cannot be read."""
     try:
         with Image.open(path) as image:

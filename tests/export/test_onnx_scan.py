@@ -1,0 +1,99 @@
+"""The scan as ONNX: each of its forms against the step-by-step reference, at several batches and sizes of one file."""
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from vmamba.export.onnx_scan import CHUNK, _softplus, to_onnx
+from vmamba.export.operators import InTorch
+from vmamba.ops import ss2d_scan as operator
+from vmamba.scans import default_directions, scan_order
+
+CHANNELS, RANK = 6, 2
+SHAPES = [(1, 2, 3), (3, 5, 7), (2, 9, 8), (1, 11, CHUNK)]
+
+
+class Scan(torch.nn.Module):
+    """Any form of the scan on a map [B, H, W, D], with parameters and projections of its own."""
+
+    def __init__(self, order, states, merge=True, own=False, readout=True, skip=True, bias=True):
+        super().__init__()
+        K = default_directions(order)
+        self.order, self.merge, self.own = order, merge, own
+        self.columns = RANK + states * (1 + readout)
+        self.project = torch.nn.Parameter(torch.randn(K * self.columns, CHANNELS))
+        self.weight = torch.nn.Parameter(torch.randn(K, CHANNELS, RANK))
+        self.bias = torch.nn.Parameter(torch.randn(K, CHANNELS)) if bias else None
+        self.A_log = torch.nn.Parameter(torch.randn(K, CHANNELS, states))
+        self.D = torch.nn.Parameter(torch.randn(K, CHANNELS)) if skip else None
+
+    def arguments(self, maps):
+        x = maps.flatten(1, 2)
+        K = self.weight.shape[0]
+        proj = (x @ self.project.t()).unflatten(2, (K, self.columns))
+        if self.own:
+            x = torch.stack([x * (k + 1) for k in range(K)], dim=2)
+        return x, proj, self.weight, self.bias, self.A_log, self.D
+
+    def forward(self, maps):
+        H, W = maps.shape[1:3]
+        return torch.ops.vmamba.ss2d_scan(*self.arguments(maps), self.order, H, W, None, self.merge)[0]
+
+    def reference(self, maps):
+        return operator(
+            *self.arguments(maps), scan_order(self.order, maps.shape[1:3]), merge="sum" if self.merge else None,
+            backend="reference")
+
+
+def through_onnx(module):
+    """A function of maps that onnxruntime runs, whose batch, height and width are free."""
+    free = dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
+    with torch.no_grad():
+        program = torch.export.export(
+            InTorch(module, walks=True), (torch.zeros(2, 8, 6, CHANNELS),), dynamic_shapes=(free,), strict=False)
+    session = onnxruntime.InferenceSession(
+        to_onnx(program).model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return lambda maps: torch.from_numpy(session.run(["logits"], {"images": maps.numpy()})[0])
+
+
+@pytest.mark.parametrize("form", [
+    {"order": "cross", "states": 1},
+    {"order": "cross", "states": 4, "merge": False},
+    {"order": "uni", "states": 1, "readout": False, "skip": False},
+    {"order": "bidi", "states": 3, "own": True, "merge": False},
+    {"order": "bidi", "states": 1, "own": True, "bias": False},
+    {"order": "atrous", "states": 2},
+    {"order": "h+w3_flip", "states": 1, "merge": False},
+    {"order": "atrous", "states": 1, "skip": False},
+], ids=lambda form: "-".join(f"{key}={value}" for key, value in form.items()))
+def test_equals_the_reference_at_every_size(form):
+    scan = Scan(**form)
+    run = through_onnx(scan)
+    for shape in SHAPES:
+        maps = torch.randn(*shape, CHANNELS)
+        with torch.no_grad():
+            expected = scan.reference(maps)
+        torch.testing.assert_close(run(maps), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_strong_and_weak_decay_over_many_chunks():
+    """Neither overflow nor loss of what earlier chunks left: rates from nothing to all at once, steps up to 10.
+
+    Long memories add up the rounding of the decays, in any order of the steps; so the measure is how far from float64
+    the step-by-step reference is in float32.
+    """
+    scan = Scan("cross", 1)
+    with torch.no_grad():
+        scan.A_log.copy_(torch.linspace(-12, 6, scan.A_log.numel()).view_as(scan.A_log))
+        scan.bias.copy_(torch.linspace(-10, 10, scan.bias.numel()).view_as(scan.bias))
+        maps = torch.randn(2, 23, 31, CHANNELS)
+        found, step_by_step = through_onnx(scan)(maps), scan.reference(maps)
+        exact = scan.double().reference(maps.double())
+    assert found.isfinite().all()
+    assert (found - exact).abs().max() <= 3 * (step_by_step - exact).abs().max()
+
+
+def test_softplus_has_the_digits_of_float32_from_tiny_to_huge():
+    x = np.concatenate([np.linspace(-80, 200, 2801, dtype=np.float32), np.float32([-1e4, -16.7, -16.6, 1e30])])
+    exact = np.logaddexp(0, x.astype(np.float64))
+    np.testing.assert_allclose(_softplus(x), exact, rtol=1e-6, atol=1e-37)

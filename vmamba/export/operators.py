@@ -1,0 +1,132 @@
+"""The operators of the suite, written in PyTorch's own for graphs that leave it.
+
+What depends on the size of an image is computed in the graph, the tables of the scan orders included. The scan stays,
+``torch.ops.vmamba.ss2d_scan`` with its table as an argument: each format has a loop of its own for it.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from vmamba.ops._shapes import compute_dtype
+from vmamba.scans import ScanOrder, scan_order, scan_routes, step_moves
+
+__all__ = ["InTorch"]
+
+
+class InTorch(nn.Module):
+    """A model whose operators are replaced while it is traced for inference.
+
+    Args:
+        model: Images [B, C, H, W] -> logits.
+        walks: Also replace the scan orders by the tables they stand for; else scans stay wholly what they are.
+    """
+
+    def __init__(self, model: nn.Module, walks: bool) -> None:
+        super().__init__()
+        self.model, self.walks = model, walks
+
+    def forward(self, x: Tensor) -> Tensor:
+        with _Replacing(FUSED | WALKS if self.walks else FUSED):
+            return self.model(x)
+
+
+class _Replacing(TorchFunctionMode):
+    """Calls functions in the place of operators; remembers the tables of orders, which many blocks share."""
+
+    def __init__(self, functions: Mapping[str, Callable]) -> None:
+        super().__init__()
+        self.functions = {getattr(torch.ops.vmamba, name): function for name, function in functions.items()}
+        self.orders: dict[tuple, ScanOrder] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        function = self.functions.get(getattr(func, "overloadpacket", func))
+        if function is None:
+            return func(*args, **(kwargs or {}))
+        with self:
+            result = function(self, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {})) if result is None else result
+
+    def order(self, name: str, height: int, width: int, directions: int | None, like: Tensor) -> ScanOrder:
+        """The order on a grid that may be made of symbols."""
+        key = (name, str(height), str(width), directions, like.device)
+        if key not in self.orders:
+            self.orders[key] = scan_order(name, (height, width), directions, like.device)
+        return self.orders[key]
+
+
+def _nothing(x: Tensor) -> Tensor:
+    """In the place of what an operator returns for its backward."""
+    return x.new_empty(0)
+
+
+def _add_layer_norm(
+        _: _Replacing, x: Tensor, branch: Tensor | None, scale: Tensor | None, weight: Tensor, bias: Tensor,
+        eps: float = 1e-5, backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    total = _nothing(x)
+    if branch is not None:
+        x = total = x + (branch if scale is None else branch * scale.view(-1, *(1,) * (x.ndim - 1)))
+    return total, F.layer_norm(x, (x.shape[-1],), weight, bias, eps), _nothing(x), _nothing(x)
+
+
+def _depthwise_conv_silu(
+        _: _Replacing, x: Tensor, weight: Tensor, bias: Tensor | None, backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=x.shape[3])
+    return F.silu(y).permute(0, 2, 3, 1), _nothing(x)
+
+
+def _gelu_linear(
+        _: _Replacing, x: Tensor, weight: Tensor, bias: Tensor, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    return F.linear(F.gelu(x), weight, bias), _nothing(x)
+
+
+def _ss2d_scan_norm(_: _Replacing, *arguments: Any) -> Tensor:
+    x, (weight, bias, gate, *rest) = arguments[0], arguments[10:]
+    dtype = compute_dtype(x)
+    y = torch.ops.vmamba.ss2d_scan(*arguments[:10], True)[0].to(dtype)
+    y = F.layer_norm(y, (x.shape[2],), weight.to(dtype), bias.to(dtype), rest[0] if rest else 1e-5)
+    return (y if gate is None else y * F.silu(gate.to(dtype))).to(x.dtype)
+
+
+def _ss2d_scan_norm_saving(mode: _Replacing, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _ss2d_scan_norm(mode, *arguments[:14]), _nothing(arguments[0]), _nothing(arguments[0])
+
+
+def _ss2d_scan(mode: _Replacing, *arguments: Any) -> Any:
+    *tensors, order, height, width, index, merge = arguments[:11]
+    if index is not None:
+        return None  # stays as it is
+    table = mode.order(order, height, width, tensors[2].shape[0], tensors[0])
+    return torch.ops.vmamba.ss2d_scan(*tensors, order, height, width, table.index, merge)
+
+
+def _reorder(mode: _Replacing, x: Tensor, order: str, height: int, width: int, walk: bool) -> Tensor:
+    table = mode.order(order, height, width, None, x)
+    rows = (table.index if walk else table.inverse).t().long()  # [S', K]
+    directions = table.num_directions
+    if scan_routes(order, directions) is None:  # some may be absent: they take a row of zeros after the last
+        rows = torch.where(rows < 0, x.shape[1], rows)
+        x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, 1))
+    if x.ndim == 4:
+        rows, x = rows * directions + torch.arange(directions, device=x.device), x.flatten(1, 2)
+    return x[:, rows]
+
+
+def _arrivals(mode: _Replacing, like: Tensor, order: str, height: int, width: int) -> Tensor:
+    table = mode.order(order, height, width, None, like)
+    return step_moves(table).gather(1, table.inverse.long()).t()
+
+
+FUSED: dict[str, Callable] = {
+    "add_layer_norm": _add_layer_norm, "depthwise_conv_silu": _depthwise_conv_silu, "gelu_linear": _gelu_linear,
+    "ss2d_scan_norm": _ss2d_scan_norm, "ss2d_scan_norm_saving": _ss2d_scan_norm_saving}
+"""Operators that do several things at once, apart."""
+WALKS: dict[str, Callable] = {"ss2d_scan": _ss2d_scan, "reorder": _reorder, "arrivals": _arrivals}
+"""Operators that know scan orders by name, with tables that the graph computes."""
