@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 r"""Fine-tune on a tenth of the labels of a bundled dataset, with and without pre-training, several seeds each.
 
-Runs are those of tools/pretrain.py and tools/train.py. Pre-training sees all training images and no label. Then the
-pre-trained encoder and one from scratch are trained with the same tenth of the labelled training images, options, order
-and number of steps; seed n takes the n-th tenth, so the spread has the choice of images in it. Nothing is chosen on the
-validation split: results are those after the last epoch. A row of the results file is one fine-tuning; rows that are in
-the file already are not made again, and runs that were interrupted go on where they stopped. Then means and spreads are
-printed, and drawn.
+Runs are those of tools/pretrain.py and tools/train.py. Pre-training sees all training images and no label, and is done
+once, with seed 0. Then, for each seed, its encoder and one from scratch are trained with the same tenth of the labelled
+training images, options, order and number of steps; seed n takes the n-th tenth, so the spread has the choice of images
+in it, but not that of pre-training. Nothing is chosen on the validation split: results are those after the last epoch.
+A row of the results file is one fine-tuning; rows that are in the file already are not made again, and runs that were
+interrupted go on where they stopped. Then means and spreads are printed, and drawn.
 
 Examples:
     python tools/study_pretraining.py --results-file study.csv --plot study.png
@@ -67,15 +67,15 @@ def make_run(main, name: str, folder: str, args: argparse.Namespace, flags: Sequ
 
 
 def fine_tune(start: str, seed: int, args: argparse.Namespace) -> dict[str, object]:
-    """Pre-trains unless it is from scratch, fine-tunes, and gives the row of the results file."""
+    """Fine-tunes, after pre-training unless that is done or it is from scratch; gives the row of the results file."""
     part = f"train[{10 * seed}%:{10 * seed + 10}%]"
     flags = ["--seed", seed, "--epochs", args.epochs, "--warmup-epochs", min(4, args.epochs - 1), "-b", 32,
              "--lr", 1e-3, "--train-split", part]
     before: dict[str, str] = {}
     if start != "scratch":
-        name = f"pretrain_{args.dataset}_{args.model}_{start}_{args.pretrain_epochs}_{seed}"
+        name = f"pretrain_{args.dataset}_{args.model}_{start}_{args.pretrain_epochs}"
         before = make_run(pretrain, name, "pretraining", args, [
-            "--seed", seed, "--epochs", args.pretrain_epochs, "--warmup-epochs", min(2, args.pretrain_epochs - 1),
+            "--seed", 0, "--epochs", args.pretrain_epochs, "--warmup-epochs", min(2, args.pretrain_epochs - 1),
             "--mask-token", start])
         flags += ["--initial-checkpoint", args.output / name / "last.safetensors"]
     name = f"finetune_{args.dataset}_{args.model}_{start}_{epochs_before(start, args)}_{args.epochs}_{seed}"

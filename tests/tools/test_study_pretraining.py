@@ -40,7 +40,8 @@ def test_both_starts_are_trained_alike(runs, tmp_path, capsys):
     assert [tool for tool, _ in runs] == ["train", "pretrain", "train"] * 2
     for seed in (0, 1):
         scratch, before, tuned = (dict(flags) for _, flags in runs[3 * seed:3 * seed + 3])
-        assert before["--seed"] == str(seed)
+        # one for all
+        assert (before["--seed"], before["--experiment"]) == ("0", "pretrain_digits_vmamba_nano_toki_20")
         assert "--train-split" not in before        # all images, without labels
         assert scratch["--train-split"] == f"train[{10 * seed}%:{10 * seed + 10}%]"
         assert tuned.pop("--initial-checkpoint") == str(tmp_path / "runs" / before["--experiment"] / "last.safetensors")
