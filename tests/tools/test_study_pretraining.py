@@ -64,6 +64,14 @@ def test_a_study_goes_on_where_it_stopped(runs, tmp_path, capsys):
     assert [tool for tool, _ in runs[3:]] == ["pretrain", "train"]
     study(tmp_path, "--seeds", "0", "--epochs", "3")
     assert len(runs) == 8
+    study(tmp_path, "--seeds", "0", "--img-size", "64", "--mask-size", "16")
+    names = [flags["--experiment"] for _, flags in runs]
+    assert len(runs) == 11
+    assert len(set(names)) == 10    # with other epochs of fine-tuning, the encoder is the same
+    assert [(flags.get("--img-size"), flags.get("--mask-size")) for _, flags in runs[7:]] == [
+        (None, None), ("64", None), ("64", "16"), ("64", None)]
+    study(tmp_path, "--seeds", "0", "--img-size", "64", "--mask-size", "32")
+    assert [tool for tool, _ in runs[11:]] == ["pretrain", "train"]
 
 
 def test_a_run_that_fails_leaves_no_row(runs, tmp_path, monkeypatch, capsys):
