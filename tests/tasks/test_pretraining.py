@@ -13,7 +13,7 @@ from vmamba.tasks.pretraining.model import LearnedToken
 from vmamba.tasks.pretraining.toki import TokenInterpolation
 
 STAGES = ("test_vmamba", "test_a2mamba", "test_efficientvmamba", "test_localvmamba", "test_mambavision", "test_mlla",
-          "test_msvmamba", "test_res_vmamba", "test_spatial_mamba", "test_vmamba_m2", "test_vssd")
+          "test_msvmamba", "test_res_vmamba", "test_spatial_mamba", "test_vim2", "test_vmamba_m2", "test_vssd")
 TOKENS = ("test_localvim", "test_localvim_midcls", "test_plainmamba")
 SEQUENCES = ("test_vim", "test_videomamba", "test_rsmamba")
 
