@@ -83,7 +83,7 @@ def load_whole(
     task.load_task_state(task_state, ema=ema)
 
 
-def load_module(module: nn.Module, state_dict: dict[str, Tensor], strict: bool = True) -> None:
+def load_module(module: nn.Module, state_dict: dict[str, Any], strict: bool = True) -> None:
     """Does what `Module.load_state_dict` does, also where parameters are split over the processes."""
     if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
         set_model_state_dict(module, state_dict, options=StateDictOptions(full_state_dict=True, strict=strict))
