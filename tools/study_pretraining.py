@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 r"""Fine-tune on a tenth of the labels of a bundled dataset, with and without pre-training, several seeds each.
 
-Runs are those of tools/pretrain.py and tools/train.py. Pre-training sees all training images and no label. Then the
-pre-trained encoder and one from scratch are trained with the same tenth of the labelled training images, options, order
-and number of steps; seed n takes the n-th tenth, so the spread has the choice of images in it. Nothing is chosen on the
-validation split: results are those after the last epoch. A row of the results file is one fine-tuning; rows that are in
-the file already are not made again, and runs that were interrupted go on where they stopped. Then means and spreads are
-printed, and drawn.
+Runs are those of tools/pretrain.py and tools/train.py. Pre-training sees all training images and no label, and is done
+once, with seed 0. Then, for each seed, its encoder and one from scratch are trained with the same tenth of the labelled
+training images, options, order and number of steps; seed n takes the n-th tenth, so the spread has the choice of images
+in it, but not that of pre-training. Nothing is chosen on the validation split: results are those after the last epoch.
+A row of the results file is one fine-tuning; rows that are in the file already are not made again, and runs that were
+interrupted go on where they stopped. Then means and spreads are printed, and drawn.
 
 Examples:
     python tools/study_pretraining.py --results-file study.csv --plot study.png
+    python tools/study_pretraining.py --img-size 64 --mask-size 16 --results-file study.csv --plot study.png
     python tools/study_pretraining.py --dataset digits --seeds 0 --pretrain-epochs 1 --epochs 1 --results-file trial.csv
 """
 
@@ -32,7 +33,8 @@ from vmamba.train.logs import read_rows
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 STARTS = ("scratch", *MASK_TOKENS)
-KEYS = ("dataset", "model", "start", "seed", "pretrain_epochs", "epochs")  # what makes a fine-tuning
+# what makes a fine-tuning; sizes are empty where they are the recipe's
+KEYS = ("dataset", "model", "img_size", "mask_size", "start", "seed", "pretrain_epochs", "epochs")
 RESULTS = ("pretrain_eval_loss", "train_loss", "eval_loss", "eval_top1")
 COLUMNS = (*KEYS, "train_split", *RESULTS)
 
@@ -44,6 +46,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--plot", type=Path, metavar="PNG", help="draw all rows of the results file")
     add("--dataset", choices=sorted(BUNDLED), default="mnist5k", help="bundled dataset (mnist5k)")
     add("--model", default="vmamba_nano", metavar="NAME", help="a model of this suite (vmamba_nano)")
+    add("--img-size", type=_bench.positive, metavar="N", help="side of the images of both, pixels (the recipe's)")
+    add("--mask-size", type=_bench.positive, metavar="N", help="side of masked patches, pixels (the recipe's)")
     add("--starts", nargs="+", choices=STARTS, default=["scratch", "toki"],
         help="where fine-tuning starts: scratch, or an encoder pre-trained with these mask tokens (scratch toki)")
     add("--seeds", nargs="+", type=int, choices=range(10), default=[0, 1, 2], metavar="N", help="seeds 0 to 9 (0 1 2)")
@@ -58,6 +62,8 @@ def make_run(main, name: str, folder: str, args: argparse.Namespace, flags: Sequ
     """Makes, or finishes, a run of a training tool, and returns the last row of its table."""
     command = ["--dataset", args.dataset, "--model", args.model, "--device", args.device, "--output", args.output,
                "--experiment", name, "--auto-resume", *flags]
+    if args.img_size:
+        command += ["--img-size", args.img_size]
     args.output.mkdir(parents=True, exist_ok=True)
     with open(args.output / f"{name}.log", "a") as log, contextlib.redirect_stdout(log):
         code = main([str(word) for word in command], recipes=CONFIGS / folder)
@@ -67,41 +73,45 @@ def make_run(main, name: str, folder: str, args: argparse.Namespace, flags: Sequ
 
 
 def fine_tune(start: str, seed: int, args: argparse.Namespace) -> dict[str, object]:
-    """Pre-trains unless it is from scratch, fine-tunes, and gives the row of the results file."""
+    """Fine-tunes, after pre-training unless that is done or it is from scratch; gives the row of the results file."""
     part = f"train[{10 * seed}%:{10 * seed + 10}%]"
     flags = ["--seed", seed, "--epochs", args.epochs, "--warmup-epochs", min(4, args.epochs - 1), "-b", 32,
              "--lr", 1e-3, "--train-split", part]
     before: dict[str, str] = {}
     if start != "scratch":
-        name = f"pretrain_{args.dataset}_{args.model}_{start}_{args.pretrain_epochs}_{seed}"
+        name = f"pretrain_{setting(start, args)}"
         before = make_run(pretrain, name, "pretraining", args, [
-            "--seed", seed, "--epochs", args.pretrain_epochs, "--warmup-epochs", min(2, args.pretrain_epochs - 1),
-            "--mask-token", start])
+            "--seed", 0, "--epochs", args.pretrain_epochs, "--warmup-epochs", min(2, args.pretrain_epochs - 1),
+            "--mask-token", start, *(["--mask-size", args.mask_size] if args.mask_size else [])])
         flags += ["--initial-checkpoint", args.output / name / "last.safetensors"]
-    name = f"finetune_{args.dataset}_{args.model}_{start}_{epochs_before(start, args)}_{args.epochs}_{seed}"
+    name = f"finetune_{setting(start, args)}_{args.epochs}_{seed}"
     after = make_run(train, name, "classification", args, flags)
     return {
-        "dataset": args.dataset, "model": args.model, "start": start, "seed": seed,
-        "pretrain_epochs": epochs_before(start, args), "epochs": args.epochs, "train_split": part,
+        **dict(zip(KEYS, keys(start, seed, args), strict=True)), "train_split": part,
         "pretrain_eval_loss": f"{float(before['eval_loss']):.4f}" if before else "",
         "train_loss": f"{float(after['train_loss']):.4f}", "eval_loss": f"{float(after['eval_loss']):.4f}",
         "eval_top1": f"{float(after['eval_top1']):.2f}"}
 
 
-def epochs_before(start: str, args: argparse.Namespace) -> int:
-    """Epochs of pre-training that a start has behind it."""
-    return 0 if start == "scratch" else args.pretrain_epochs
+def keys(start: str, seed: int, args: argparse.Namespace) -> tuple[str, ...]:
+    """What makes a fine-tuning, as in its row."""
+    before, mask_size = (0, "") if start == "scratch" else (args.pretrain_epochs, args.mask_size or "")
+    return tuple(map(str, (args.dataset, args.model, args.img_size or "", mask_size, start, seed, before, args.epochs)))
 
 
-def is_row(row: Mapping[str, str], start: str, seed: int, args: argparse.Namespace) -> bool:
-    """Whether a row of the results file is of this fine-tuning."""
-    wanted = (args.dataset, args.model, start, str(seed), str(epochs_before(start, args)), str(args.epochs))
-    return tuple(row[key] for key in KEYS) == wanted
+def setting(start: str, args: argparse.Namespace) -> str:
+    """Name of what fine-tuning starts from, for folders of runs."""
+    dataset, model, img_size, mask_size, _, _, before, _ = keys(start, 0, args)
+    sizes = "".join(f"_{letter}{size}" for letter, size in (("i", img_size), ("m", mask_size)) if size)
+    return f"{dataset}_{model}{sizes}_{start}_{before}"
 
 
 def label(row: Mapping[str, str]) -> str:
     """What is compared, in words."""
-    return row["start"] if row["start"] == "scratch" else f"{row['start']}, {row['pretrain_epochs']} epochs"
+    if row["start"] == "scratch":
+        return "scratch"
+    patches = f", patches of {row['mask_size']}" if row["mask_size"] else ""
+    return f"{row['start']}, {row['pretrain_epochs']} epochs{patches}"
 
 
 def groups_of(rows: Sequence[Mapping[str, str]]) -> dict[str, list[Mapping[str, str]]]:
@@ -153,14 +163,16 @@ def main(argv: list[str] | None = None) -> int:
     report = _bench.Report(COLUMNS, torch.device(args.device), args.results_file)
     for seed in args.seeds:
         for start in args.starts:
-            done = [row for row in read_rows(args.results_file) if is_row(row, start, seed, args)]
+            done = [row for row in read_rows(args.results_file)
+                    if tuple(row[key] for key in KEYS) == keys(start, seed, args)]
             row: Mapping[str, object] = done[0] if done else fine_tune(start, seed, args)
             if not done:
                 report.add([row])
             print(f"{start} seed {seed}: validation loss {row['eval_loss']}, top-1 {row['eval_top1']} %"
                   f"{' (in the file)' if done else ''}", flush=True)
     rows = [row for row in read_rows(args.results_file)
-            if (row["dataset"], row["model"], row["epochs"]) == (args.dataset, args.model, str(args.epochs))]
+            if (row["dataset"], row["model"], row["img_size"], row["epochs"]) ==
+            (args.dataset, args.model, str(args.img_size or ""), str(args.epochs))]
     print(f"\n{table(rows)}")
     if args.plot:
         plot(rows, f"{args.model}, 10 % of the labels of {args.dataset}, {args.epochs} epochs", args.plot)

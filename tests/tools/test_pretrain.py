@@ -153,14 +153,15 @@ def test_masks_of_the_validation_split_are_always_the_same(image_folder, small_f
 
 
 def test_images_without_classes_or_splits(own_folder, small_flags, tmp_path, capsys):
-    """Images that lie in one folder, whatever it is called."""
+    """Images that lie in one folder, whatever it is called; and they may be kept decoded."""
     pile = tmp_path / "pile"
     pile.mkdir()
     for number, path in enumerate(sorted((own_folder / "train").rglob("*.png"))):
         shutil.copy(path, pile / f"{number}.png")
-    flags = small_flags(pile, tmp_path, *MASKS, "--epochs", "1", "--model", "test_vim", "--model-kwargs",
-                        "patch_size=8", "stride=8", "img_size=32")
+    flags = small_flags(pile, tmp_path, *MASKS, "--epochs", "1", "--data-cache", str(tmp_path / "cache"), "--model",
+                        "test_vim", "--model-kwargs", "patch_size=8", "stride=8", "img_size=32")
     assert pretraining.main(flags) == 0
+    assert sum(path.is_file() for path in (tmp_path / "cache").rglob("*")) == 48
     output = capsys.readouterr()
     assert "48 training and 48 validation images, input 3x32x32" in output.out
     assert output.err == f"warning: {pile} has no folder validation/: the validation loss is of training images\n"
@@ -252,12 +253,31 @@ def test_options_of_classifiers_are_read_but_not_shown():
 
 @pytest.mark.slow
 def test_two_processes(image_folder, small_flags, tmp_path):
-    """All weights get gradients in every process, and each validation image counts once."""
-    flags = small_flags(image_folder, tmp_path, *FLAGS, "--epochs", "1", "-b", "8")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         str(ROOT / "tools" / "pretrain.py"), *flags], capture_output=True, text=True, timeout=300,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("epoch 1/1") == 1
-    assert (tmp_path / "run" / "reconstructions.png").is_file()
+    """All weights get gradients in every process; sharded, saved and resumed, they learn the same as unsharded."""
+    def run(name, *more):
+        flags = small_flags(image_folder, tmp_path / name, *FLAGS, "-b", "8", *more)
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+             str(ROOT / "tools" / "pretrain.py"), *flags], capture_output=True, text=True, timeout=500,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run("whole").count("epoch 1/2") == 1
+    run("split", "--fsdp", "--stop-epoch", "1")
+    output = run("split", "--fsdp", "--resume", str(tmp_path / "split" / "run"), "--stop-epoch", "2")
+    assert "resumed after epoch 1" in output
+    whole, split = tmp_path / "whole" / "run", tmp_path / "split" / "run"
+    left, right = ([float(row["loss"]) for row in read_rows(path / "steps.csv")] for path in (whole, split))
+    assert len(left) == 6
+    assert right == pytest.approx(left, rel=1e-5)
+    left, right = (read_rows(path / "summary.csv") for path in (whole, split))
+    for a, b in zip(left, right, strict=True):
+        for key in ("eval_loss", "eval_ema_loss"):
+            assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-5)
+    for name in ("last", "last_ema"):
+        weights, others = load_file(whole / f"{name}.safetensors"), load_file(split / f"{name}.safetensors")
+        assert weights.keys() == others.keys()
+        for key in weights:
+            torch.testing.assert_close(others[key], weights[key], rtol=1e-4, atol=1e-6)
+    assert (split / "reconstructions.png").is_file()

@@ -40,7 +40,8 @@ def test_both_starts_are_trained_alike(runs, tmp_path, capsys):
     assert [tool for tool, _ in runs] == ["train", "pretrain", "train"] * 2
     for seed in (0, 1):
         scratch, before, tuned = (dict(flags) for _, flags in runs[3 * seed:3 * seed + 3])
-        assert before["--seed"] == str(seed)
+        # one for all
+        assert (before["--seed"], before["--experiment"]) == ("0", "pretrain_digits_vmamba_nano_toki_20")
         assert "--train-split" not in before        # all images, without labels
         assert scratch["--train-split"] == f"train[{10 * seed}%:{10 * seed + 10}%]"
         assert tuned.pop("--initial-checkpoint") == str(tmp_path / "runs" / before["--experiment"] / "last.safetensors")
@@ -63,6 +64,14 @@ def test_a_study_goes_on_where_it_stopped(runs, tmp_path, capsys):
     assert [tool for tool, _ in runs[3:]] == ["pretrain", "train"]
     study(tmp_path, "--seeds", "0", "--epochs", "3")
     assert len(runs) == 8
+    study(tmp_path, "--seeds", "0", "--img-size", "64", "--mask-size", "16")
+    names = [flags["--experiment"] for _, flags in runs]
+    assert len(runs) == 11
+    assert len(set(names)) == 10    # with other epochs of fine-tuning, the encoder is the same
+    assert [(flags.get("--img-size"), flags.get("--mask-size")) for _, flags in runs[7:]] == [
+        (None, None), ("64", None), ("64", "16"), ("64", None)]
+    study(tmp_path, "--seeds", "0", "--img-size", "64", "--mask-size", "32")
+    assert [tool for tool, _ in runs[11:]] == ["pretrain", "train"]
 
 
 def test_a_run_that_fails_leaves_no_row(runs, tmp_path, monkeypatch, capsys):

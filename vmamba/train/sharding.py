@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-__all__ = ["load_whole", "no_sync", "shard_optimizer_state", "shard_task", "whole", "whole_tensor"]
+__all__ = ["load_module", "load_whole", "no_sync", "shard_optimizer_state", "shard_task", "whole", "whole_tensor"]
 
 
 def shard_task(task: TrainingTask, device: torch.device) -> None:
@@ -79,9 +79,16 @@ def load_whole(
     task: TrainingTask, state_dict: dict[str, Any], task_state: dict[str, Any] | None = None, ema: bool = False
 ) -> None:
     """Does what `TrainingTask.load_checkpoint_state` does, for a split model; every process has to have the weights."""
-    module: Any = task.get_trainable_module(ema=ema)
+    load_module(unwrap_model(task.get_eval_model(ema=ema)), state_dict)
     task.load_task_state(task_state, ema=ema)
-    set_model_state_dict(unwrap_model(module), state_dict, options=StateDictOptions(full_state_dict=True))
+
+
+def load_module(module: nn.Module, state_dict: dict[str, Any], strict: bool = True) -> None:
+    """Does what `Module.load_state_dict` does, also where parameters are split over the processes."""
+    if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+        set_model_state_dict(module, state_dict, options=StateDictOptions(full_state_dict=True, strict=strict))
+    else:
+        module.load_state_dict(state_dict, strict=strict)
 
 
 def shard_optimizer_state(optimizer: torch.optim.Optimizer) -> None:

@@ -49,6 +49,11 @@ class MaskedEncoder(nn.Module):
         pixels = visible_at(visible, (images.shape[2], images.shape[3]))
         return self.encode(images * pixels.unsqueeze(1), visible)
 
+    def leave_out(self, mask_size: int) -> None:
+        """Leaves out maps whose cells are larger than patches of so many pixels."""
+        count = sum(stride <= mask_size for stride in self.strides)
+        self.channels, self.strides = self.channels[:count], self.strides[:count]
+
     def encode(self, images: Tensor, visible: Tensor) -> list[Tensor]:
         """Maps of images whose masked pixels are zero already."""
         raise NotImplementedError
@@ -60,6 +65,9 @@ class MaskedStages(MaskedEncoder):
     So features do not grow into the masked cells, neither through convolutions nor through scans, as with the sparse
     convolutions of MambaMIM's (arXiv:2408.08070) and SparK's (Tian et al., arXiv:2301.03580) encoders. Scans of a map
     still pass masked cells, with a constant input; norms over the batch count them.
+
+    Stages whose cells are larger than a patch are left out and keep their weights: patches are told without them, and
+    trained along they come to give all images nearly the same features, from which fine-tuning starts late.
     """
 
     def __init__(self, model: HierarchicalBackbone) -> None:
@@ -75,10 +83,19 @@ class MaskedStages(MaskedEncoder):
             return output
         return output * visible_at(self._visible, (output.shape[1], output.shape[2])).unsqueeze(-1)
 
+    def leave_out(self, mask_size: int) -> None:
+        """Leaves out such stages, and freezes what comes after the others."""
+        super().leave_out(mask_size)
+        count = len(self.strides)
+        if count < len(self.model.stages):
+            for part in (*self.model.stages[count:], self.model.norm):
+                part.requires_grad_(False)
+
     def encode(self, images: Tensor, visible: Tensor) -> list[Tensor]:
         self._visible = visible
-        maps = self.model.forward_stages(self.model.stem(images), len(self.model.stages))
-        return [*maps[:-1], self.model.norm(maps[-1])]
+        count = len(self.channels)
+        maps = self.model.forward_stages(self.model.stem(images), count)
+        return maps if count < len(self.model.stages) else [*maps[:-1], self.model.norm(maps[-1])]
 
 
 class MaskedTokens(MaskedEncoder):

@@ -32,19 +32,16 @@ def draw_visible(batch: int, grid: tuple[int, int], ratio: float, generator: tor
 def visible_at(visible: Tensor, size: tuple[int, int]) -> Tensor:
     """The mask at another resolution of the same image: ``[B, rows, columns] -> [B, *size]``.
 
-    Finer maps repeat a cell; a cell of a coarser map is visible where any part of it is. So all maps agree on what is
-    masked (the "bottom-up" masks of MambaMIM, arXiv:2408.08070).
+    Finer maps repeat a cell, so all maps agree on what is masked (the "bottom-up" masks of MambaMIM, arXiv:2408.08070).
 
     Raises:
-        ValueError: One size is no multiple of the other.
+        ValueError: The size is no multiple of the mask's.
     """
     grid = visible.shape[1:]
-    if all(new % old == 0 for new, old in zip(size, grid, strict=True)):
-        return visible.repeat_interleave(size[0] // grid[0], 1).repeat_interleave(size[1] // grid[1], 2)
-    if all(old % new == 0 for new, old in zip(size, grid, strict=True)):
-        rows, columns = grid[0] // size[0], grid[1] // size[1]
-        return visible.unflatten(2, (size[1], columns)).unflatten(1, (size[0], rows)).any(4).any(2)
-    raise ValueError(f"a mask of {grid[0]} x {grid[1]} patches has no counterpart on a map of {size[0]} x {size[1]}")
+    if any(new % old for new, old in zip(size, grid, strict=True)):
+        raise ValueError(
+            f"a mask of {grid[0]} x {grid[1]} patches has no counterpart on a map of {size[0]} x {size[1]}")
+    return visible.repeat_interleave(size[0] // grid[0], 1).repeat_interleave(size[1] // grid[1], 2)
 
 
 def to_patches(images: Tensor, size: int) -> Tensor:

@@ -55,11 +55,10 @@ class Decoder(nn.Module):
     """From the coarsest map to the finest at a small width, then one linear layer to the pixels of each cell.
 
     The maps are added to what comes from below. A convolution follows at each resolution, as in MambaMIM's decoder; on
-    the map whose cells are the masked ones, blocks with a 2-D scan, so that visible cells reach all masked ones.
+    the coarsest map, blocks with a 2-D scan, so that visible cells reach all masked ones.
 
     Args:
         channels: Channels of the maps, finest first.
-        scanned: Which of them is scanned.
         out_chans: Channels of the images.
         stride: Pixels that a cell of the finest map stands for.
         dim: Width.
@@ -67,13 +66,13 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-            self, channels: Sequence[int], scanned: int, out_chans: int, stride: int, dim: int, depth: int) -> None:
+            self, channels: Sequence[int], out_chans: int, stride: int, dim: int, depth: int) -> None:
         super().__init__()
         self.stride = stride
         self.laterals = nn.ModuleList(nn.Sequential(LayerNorm(c), nn.Linear(c, dim)) for c in channels)
         self.blocks = nn.ModuleList(
             nn.Sequential(*(MixerBlock(dim, SS2D(dim), mlp_ratio=2.0, drop_path=0.0) for _ in range(depth)))
-            if i == scanned else ConvBlock(dim) for i in range(len(channels)))
+            if i == len(channels) - 1 else ConvBlock(dim) for i in range(len(channels)))
         self.norm = LayerNorm(dim)
         self.pixels = nn.Linear(dim, out_chans * stride * stride)
 
@@ -93,8 +92,8 @@ class MaskedImageModel(nn.Module):
     """Predicts the pixels of masked patches from the visible ones.
 
     Tang et al., "MambaMIM", arXiv:2408.08070, on images and with any backbone of this suite: masks agree at all
-    resolutions, and on the coarsest map whose cells are not larger than a patch, tokens of masked cells are
-    interpolated (TOKI). Other maps have a learned token, as there.
+    resolutions, and on the coarsest map, tokens of masked cells are interpolated (TOKI). Other maps have a learned
+    token, as there. Maps whose cells are larger than a patch have no part in it.
 
     Args:
         model: A timm model of this suite, built with ``num_classes=0``.
@@ -120,18 +119,19 @@ class MaskedImageModel(nn.Module):
         if mask_token not in MASK_TOKENS:
             raise ValueError(f"mask_token is {mask_token!r}, but needs one of {', '.join(map(repr, MASK_TOKENS))}")
         self.encoder = masked_encoder(model)
-        channels, strides = self.encoder.channels, self.encoder.strides
+        strides = self.encoder.strides
         self.mask_size = strides[-1] if mask_size is None else mask_size
         if any(self.mask_size % stride and stride % self.mask_size for stride in strides) or (
                 self.mask_size < strides[0]):
             raise ValueError(f"patches of {self.mask_size} pixels do not fit maps at strides "
                              f"{', '.join(map(str, strides))}: give one of these, or a multiple of the last")
         self.multiple = max(self.mask_size, strides[-1])
-        interpolated = max(i for i, stride in enumerate(strides) if stride <= self.mask_size)
+        self.encoder.leave_out(self.mask_size)
+        channels = self.encoder.channels
         self.fill = nn.ModuleList(
-            TokenInterpolation(c) if i == interpolated and mask_token == "toki" else LearnedToken(c)
+            TokenInterpolation(c) if i == len(channels) - 1 and mask_token == "toki" else LearnedToken(c)
             for i, c in enumerate(channels))
-        self.decoder = Decoder(channels, interpolated, model.in_chans, strides[0], decoder_dim, decoder_depth)
+        self.decoder = Decoder(channels, model.in_chans, strides[0], decoder_dim, decoder_depth)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -6,6 +6,8 @@ from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
+from vmamba.train.sharding import load_module
+
 from .masks import draw_visible, masked_patch_loss
 from .model import MaskedImageModel
 
@@ -79,5 +81,5 @@ class MaskedImageTask(TrainingTask):
         """
         model = unwrap_model(module if module is not None else self.get_trainable_module(ema=ema))
         state = state or {}
-        model.fill.load_state_dict(state["fill"], strict=strict)
-        model.decoder.load_state_dict(state["decoder"], strict=strict)
+        load_module(model.fill, state["fill"], strict)
+        load_module(model.decoder, state["decoder"], strict)
