@@ -74,7 +74,7 @@ def origin(model: str) -> tuple[str, str]:
     if not is_ours(model):
         return TIMMS[family(model)]
     doc = " ".join((sys.modules[timm.model_entrypoint(model).__module__].__doc__ or "").split())
-    found = re.search(r"(?:Origin(?: of the weights)?:|Code of the authors of VMamba,) (https://\S+) \(([^):]+)", doc)
+    found = re.search(r"Origin(?: of the weights)?: (https://\S+) \(([^):]+)", doc)
     return (found[1], found[2]) if found else ("", "")
 
 

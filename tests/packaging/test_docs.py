@@ -27,8 +27,12 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 page = cache(read_page)
 
-# flags of other programs than ours that pages name
+# flags of other programs than ours that pages name, and modules that no extra installs
 FOREIGN_FLAGS = {"--force-reinstall", "--no-deps", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"}
+FOREIGN_MODULES = {"build"}
+# (script, its first word) that hand the rest to a parser of their own; for what follows `--`, see REST
+PARTS = {("tools/analyze.py", "repair"), ("tools/benchmark.py", "--loader")}
+REST = {"tools/benchmark.py": "tools/train.py"}
 FOLDERS = "benchmarks|configs|docs|kernels|tests|tools|vmamba"
 QUICKSTART = "docs/quickstart.md"
 
@@ -103,8 +107,8 @@ class Found(BaseException):
 
 
 @cache
-def parser_of(script):
-    """The argument parser of a script of the repository."""
+def parser_of(script, *part):
+    """The argument parser of a script of the repository, or of a part of it."""
     def hand_over(self, args=None, namespace=None):
         raise Found(self)
 
@@ -112,21 +116,27 @@ def parser_of(script):
     assert "parse_args(" in source or " import main\n" in source, f"{script} parses no command line"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", hand_over)
-        patch.setattr(sys, "argv", [script])
+        patch.setattr(sys, "argv", [script, *part])
         with pytest.raises(Found) as found:
             runpy.run_path(str(ROOT / script), run_name="__main__")
     return found.value.args[0]
 
 
 def check_script(words):
-    """`SCRIPT ARGUMENT...`: the script exists, and its parser takes the arguments before a `--`."""
+    """`SCRIPT ARGUMENT...`: the script exists, and its parser takes the arguments; what follows a `--` is another's."""
     script, *argv = words
-    parser_of(script).parse_args(argv[:argv.index("--")] if "--" in argv else argv)
+    if "--" in argv:
+        check_script([REST[script], *argv[argv.index("--") + 1:]])
+        argv = argv[:argv.index("--")]
+    part = tuple(argv[:1]) if (script, *argv[:1]) in PARTS else ()
+    parser_of(script, *part).parse_args(argv[len(part):])
 
 
 def check_python(words):
-    if words[0] == "-m":
-        assert importlib.util.find_spec(words[1]), words
+    if words[0] == "-m" and words[1] == "vmamba.env":
+        check_script(["vmamba/env.py", *words[2:]])
+    elif words[0] == "-m":
+        assert words[1] in FOREIGN_MODULES or importlib.util.find_spec(words[1]), words
     elif words[0] in ("-c", "-"):
         compile(words[1], "command", "exec")
     else:
@@ -180,8 +190,9 @@ def test_commands_can_be_given(name, capsys):
 def known_flags():
     """The flags of all our commands."""
     scripts = [*ROOT.glob("tools/[a-z]*.py"), *ROOT.glob("kernels/benchmarks/r*.py"),
-               ROOT / "tests" / "support" / "kill_training.py"]
-    return {flag for script in scripts for flag in flags_of(parser_of(str(script.relative_to(ROOT))))}
+               ROOT / "tests" / "support" / "kill_training.py", ROOT / "vmamba" / "env.py"]
+    parsers = [*(parser_of(str(script.relative_to(ROOT))) for script in scripts), *(parser_of(*part) for part in PARTS)]
+    return {*(word for _, word in PARTS), *(flag for parser in parsers for flag in flags_of(parser))}
 
 
 def flags_of(parser):
