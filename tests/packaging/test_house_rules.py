@@ -17,9 +17,9 @@ MAX_FUNCTION_LINES, MAX_KERNEL_LINES = 60, 240
 PUBLIC = {
     "vmamba.scans": [
         "Route", "ScanOrder", "VIDEO_SCANS", "VIDEO_SCHEDULES", "consistent_traverse", "default_directions",
-        "hilbert_voxels", "list_scans", "morton_voxels", "recap_order", "register_alias", "register_numbered_path", "register_path",
-        "register_scan", "scan_length", "scan_order", "scan_routes", "scan_tokens", "step_moves", "video_order",
-        "video_routes", "video_schedule"],
+        "hilbert_voxels", "list_scans", "morton_voxels", "recap_order", "register_alias",
+        "register_numbered_path", "register_path", "register_scan", "scan_length", "scan_order", "scan_routes",
+        "scan_tokens", "step_moves", "video_order", "video_routes", "video_schedule"],
     "vmamba.ops": [
         "ReferenceOperators", "add_layer_norm", "depthwise_conv_silu", "gelu_linear", "neighborhood_apply",
         "neighborhood_weights", "reorder", "selective_scan", "ss2d_scan", "ss2d_scan_norm", "ssd_scan"],
