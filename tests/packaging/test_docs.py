@@ -7,7 +7,6 @@ see `support/pages.py`.
 import argparse
 import importlib
 import importlib.util
-import json
 import os
 import re
 import runpy
@@ -21,7 +20,8 @@ import _docs_site
 import pytest
 import tomllib
 
-from tests.support.pages import NAMES, ROOT, commands_of, read_page
+from tests.support import quickstart
+from tests.support.pages import NAMES, ROOT, read_page, run_blocks
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -34,26 +34,11 @@ FOREIGN_MODULES = {"build"}
 PARTS = {("tools/analyze.py", "repair"), ("tools/benchmark.py", "--loader")}
 REST = {"tools/benchmark.py": "tools/train.py"}
 FOLDERS = "benchmarks|configs|docs|kernels|tests|tools|vmamba"
-QUICKSTART = "docs/quickstart.md"
 
 
-def run_blocks(name, folder):
-    """What the Python blocks of a page print: {line of the page: texts}."""
-    blocks = [[block.line, block.text] for block in page(name).python]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "support" / "page_runner.py"], cwd=folder, capture_output=True, text=True,
-        input=json.dumps({"file": str(ROOT / name), "blocks": blocks}), env={**os.environ, "PYTHONPATH": path})
-    assert done.returncode == 0, done.stderr
-    printed = {}
-    for line, text in json.loads(done.stdout):
-        printed.setdefault(line, []).append(text)
-    return printed
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if page(name).python and name != QUICKSTART])
+@pytest.mark.parametrize("name", [name for name in NAMES if page(name).python and name != quickstart.PAGE])
 def test_python_blocks_run(name, tmp_path):
-    printed = run_blocks(name, tmp_path)
+    printed = run_blocks(name, tmp_path, page(name).python)
     check_promises(name, printed)
     if name == "README.md":
         four = next(texts for texts in printed.values() if len(texts) > 1)
@@ -72,23 +57,11 @@ def check_promises(name, printed):
 @pytest.mark.slow
 def test_the_quick_start_can_be_copied(tmp_path):
     """Its commands, the installation aside and with runs of one epoch, and its Python, in the order of the page."""
-    for folder in ("tools", "configs"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
-    for block in page(QUICKSTART).blocks:
-        if block.language == "python":
-            check_promises(QUICKSTART, run_blocks(QUICKSTART, tmp_path))
-            continue
-        for line, (program, *words) in commands_of(block):
-            if program != "python" or words[0] == "-m" or block.reason:
-                continue
-            short = ["--epochs", "1", "--warmup-epochs", "0"] if words[0] == "tools/train.py" else []
-            given, words = (words[1], words[:1]) if words[0] == "-" else ("", words)
-            done = subprocess.run(
-                [sys.executable, *words, *short], cwd=tmp_path, input=given, capture_output=True, text=True,
-                env=environment)
-            assert done.returncode == 0, f"line {line}: {done.stderr}"
-    for written in ("classes.csv", "mistakes.png", "predictions.csv", "runs/photos/curves.png"):
+    times, printed = quickstart.follow(tmp_path, short=True)
+    check_promises(quickstart.PAGE, printed)
+    assert times.keys() >= {"Images", "Fine-tune", "Validate", "Predict", "Look into it"}
+    for written in ("classes.csv", "mistakes.png", "predictions.csv", "runs/photos/curves.png", "analysis/cam.csv",
+                    "analysis/decay.png"):
         assert (tmp_path / written).stat().st_size > 0
 
 
