@@ -52,7 +52,7 @@ NOTES_OF = (  # the first pattern that fits, where NOTES says nothing
     (r"msvmamba_v3_\w+", "on the trunk of VMamba's second release"),
     (r"vim_\w+_stride8_224", "fine-tuned on overlapping patches"),
     (r"videomamba_\w+", "for clips and images"), (r"localvim_\w+_midcls", "class token in the middle, no rotation"),
-    (r"(efficientvim|mambaout)_.*", "timm's own"),
+    (r"rsmamba_\w+", "45 classes, those of NWPU-RESISC45"), (r"(efficientvim|mambaout)_.*", "timm's own"),
 )  # fmt: skip
 TIMMS = {  # where timm has its models from
     "efficientvim": ("https://github.com/mlvlab/EfficientViM", "MIT"),
@@ -74,7 +74,7 @@ def origin(model: str) -> tuple[str, str]:
     if not is_ours(model):
         return TIMMS[family(model)]
     doc = " ".join((sys.modules[timm.model_entrypoint(model).__module__].__doc__ or "").split())
-    found = re.search(r"(?:Origin(?: of the weights)?:|Code of the authors of VMamba,) (https://\S+) \(([^):]+)", doc)
+    found = re.search(r"Origin(?: of the weights)?: (https://\S+) \(([^):]+)", doc)
     return (found[1], found[2]) if found else ("", "")
 
 

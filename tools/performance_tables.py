@@ -19,7 +19,8 @@ from _results import ROOT, Row, is_ours, published_top1, read_rows, read_table, 
 
 from vmamba.errors import UserError, tool
 
-DOCUMENTS = ("README.md", *(f"docs/{page}.md" for page in ("performance", "published", "packaging", "video", "export")))
+PAGES = ("performance", "published", "packaging", "video", "export", "quickstart")  # in docs/
+DOCUMENTS = ("README.md", *(f"docs/{page}.md" for page in PAGES))
 FILES = ("models_gpu", "scans_gpu", "video_gpu", "models_cpu", "operators_cpu", "export_cpu")  # in benchmarks/
 PICTURES = {  # in docs/images
     "performance_accuracy.png": "speed against published accuracy",
@@ -219,6 +220,19 @@ def tested_versions() -> str:
     return _bench.markdown_table(list(lines[0]), lines) if lines else "Not tried yet."
 
 
+def quick_start() -> str:
+    """How long each section of the quick start took when tests/support/quickstart.py last followed it."""
+    rows = read_table("quickstart")
+    if not rows:
+        return "Not timed yet."
+    rows = select(rows, date=max(row["date"] for row in rows))
+    lines = [
+        {"section": row["section"], "clock, s": row["seconds"], "processor, s": row["cpu_seconds"]} for row in rows]
+    whole = {column: f"{sum(int(line[column]) for line in lines)}" for column in ("clock, s", "processor, s")}
+    about = f"{rows[0]['device']}, PyTorch {rows[0]['torch']}, {rows[0]['date'][:10]}:"
+    return f"{about}\n\n" + _bench.markdown_table(list(lines[0]), [*lines, {"section": "all", **whole}])
+
+
 def pictures() -> str:
     """The plots that tools/plot_performance.py has drawn."""
     drawn = [name for name in PICTURES if (ROOT / "docs" / "images" / name).is_file()]
@@ -229,7 +243,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "zoo": _zoo.zoo, "published": _zoo.beyond,
     "overview": overview, "latency": latency, "scans": scans, "video": video, "cpu": cpu, "operators": operators,
     "runs": runs, "pictures": pictures, "tested versions": tested_versions,
-    "export": exports, "export limits": export_limits, "export latency": export_latency,
+    "export": exports, "export limits": export_limits, "export latency": export_latency, "quick start": quick_start,
     "inference": lambda: throughput("inference"), "training": lambda: throughput("train"),
     "inference by size": lambda: resolution("inference", speed),
     "training by size": lambda: resolution("train", speed),

@@ -16,6 +16,7 @@ import datetime
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -141,6 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--torch", nargs="+", default=RELEASES, metavar="RELEASE", help=f"default: {' '.join(RELEASES)}")
     add("--results-file", type=Path, metavar="CSV", help="append the results to this file")
     args = parser.parse_args(argv)
+    command = shlex.join(["python", "tools/test_matrix.py", *(sys.argv[1:] if argv is None else argv)])
     pythons = [find_python(name) for name in args.python] if args.python else found_pythons()
     failed = 0
     with tempfile.TemporaryDirectory(prefix="vmamba_matrix_") as shared:
@@ -150,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
                 with tempfile.TemporaryDirectory(prefix="vmamba_cell_") as folder:
                     row = run_cell(python, release, wheel, Path(folder))
                 row |= {"date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
-                        "command": "python tools/test_matrix.py"}
+                        "command": command}
                 failed += row["result"] != "passed"
                 print(*(f"{key} {row[key]}" for key in ("python", "asked", "torch", "result", "passed", "failed")
                         if key in row), sep=", ", flush=True)

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 import vmamba
-
-from .ops import selective_scan
+from vmamba.ops import selective_scan
 
 __all__ = ["main", "processor_name", "report"]
 

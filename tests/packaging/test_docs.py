@@ -7,7 +7,6 @@ see `support/pages.py`.
 import argparse
 import importlib
 import importlib.util
-import json
 import os
 import re
 import runpy
@@ -21,35 +20,25 @@ import _docs_site
 import pytest
 import tomllib
 
-from tests.support.pages import NAMES, ROOT, commands_of, read_page
+from tests.support import quickstart
+from tests.support.pages import NAMES, ROOT, read_page, run_blocks
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 page = cache(read_page)
 
-# flags of other programs than ours that pages name
+# flags of other programs than ours that pages name, and modules that no extra installs
 FOREIGN_FLAGS = {"--force-reinstall", "--no-deps", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"}
+FOREIGN_MODULES = {"build"}
+# (script, its first word) that hand the rest to a parser of their own; for what follows `--`, see REST
+PARTS = {("tools/analyze.py", "repair"), ("tools/benchmark.py", "--loader")}
+REST = {"tools/benchmark.py": "tools/train.py"}
 FOLDERS = "benchmarks|configs|docs|kernels|tests|tools|vmamba"
-QUICKSTART = "docs/quickstart.md"
 
 
-def run_blocks(name, folder):
-    """What the Python blocks of a page print: {line of the page: texts}."""
-    blocks = [[block.line, block.text] for block in page(name).python]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "support" / "page_runner.py"], cwd=folder, capture_output=True, text=True,
-        input=json.dumps({"file": str(ROOT / name), "blocks": blocks}), env={**os.environ, "PYTHONPATH": path})
-    assert done.returncode == 0, done.stderr
-    printed = {}
-    for line, text in json.loads(done.stdout):
-        printed.setdefault(line, []).append(text)
-    return printed
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if page(name).python and name != QUICKSTART])
+@pytest.mark.parametrize("name", [name for name in NAMES if page(name).python and name != quickstart.PAGE])
 def test_python_blocks_run(name, tmp_path):
-    printed = run_blocks(name, tmp_path)
+    printed = run_blocks(name, tmp_path, page(name).python)
     check_promises(name, printed)
     if name == "README.md":
         four = next(texts for texts in printed.values() if len(texts) > 1)
@@ -68,23 +57,11 @@ def check_promises(name, printed):
 @pytest.mark.slow
 def test_the_quick_start_can_be_copied(tmp_path):
     """Its commands, the installation aside and with runs of one epoch, and its Python, in the order of the page."""
-    for folder in ("tools", "configs"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels")])}
-    for block in page(QUICKSTART).blocks:
-        if block.language == "python":
-            check_promises(QUICKSTART, run_blocks(QUICKSTART, tmp_path))
-            continue
-        for line, (program, *words) in commands_of(block):
-            if program != "python" or words[0] == "-m" or block.reason:
-                continue
-            short = ["--epochs", "1", "--warmup-epochs", "0"] if words[0] == "tools/train.py" else []
-            given, words = (words[1], words[:1]) if words[0] == "-" else ("", words)
-            done = subprocess.run(
-                [sys.executable, *words, *short], cwd=tmp_path, input=given, capture_output=True, text=True,
-                env=environment)
-            assert done.returncode == 0, f"line {line}: {done.stderr}"
-    for written in ("classes.csv", "mistakes.png", "predictions.csv", "runs/photos/curves.png"):
+    times, printed = quickstart.follow(tmp_path, short=True)
+    check_promises(quickstart.PAGE, printed)
+    assert times.keys() >= {"Images", "Fine-tune", "Validate", "Predict", "Look into it"}
+    for written in ("classes.csv", "mistakes.png", "predictions.csv", "runs/photos/curves.png", "analysis/cam.csv",
+                    "analysis/decay.png"):
         assert (tmp_path / written).stat().st_size > 0
 
 
@@ -103,8 +80,8 @@ class Found(BaseException):
 
 
 @cache
-def parser_of(script):
-    """The argument parser of a script of the repository."""
+def parser_of(script, *part):
+    """The argument parser of a script of the repository, or of a part of it."""
     def hand_over(self, args=None, namespace=None):
         raise Found(self)
 
@@ -112,21 +89,27 @@ def parser_of(script):
     assert "parse_args(" in source or " import main\n" in source, f"{script} parses no command line"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", hand_over)
-        patch.setattr(sys, "argv", [script])
+        patch.setattr(sys, "argv", [script, *part])
         with pytest.raises(Found) as found:
             runpy.run_path(str(ROOT / script), run_name="__main__")
     return found.value.args[0]
 
 
 def check_script(words):
-    """`SCRIPT ARGUMENT...`: the script exists, and its parser takes the arguments before a `--`."""
+    """`SCRIPT ARGUMENT...`: the script exists, and its parser takes the arguments; what follows a `--` is another's."""
     script, *argv = words
-    parser_of(script).parse_args(argv[:argv.index("--")] if "--" in argv else argv)
+    if "--" in argv:
+        check_script([REST[script], *argv[argv.index("--") + 1:]])
+        argv = argv[:argv.index("--")]
+    part = tuple(argv[:1]) if (script, *argv[:1]) in PARTS else ()
+    parser_of(script, *part).parse_args(argv[len(part):])
 
 
 def check_python(words):
-    if words[0] == "-m":
-        assert importlib.util.find_spec(words[1]), words
+    if words[0] == "-m" and words[1] == "vmamba.env":
+        check_script(["vmamba/env.py", *words[2:]])
+    elif words[0] == "-m":
+        assert words[1] in FOREIGN_MODULES or importlib.util.find_spec(words[1]), words
     elif words[0] in ("-c", "-"):
         compile(words[1], "command", "exec")
     else:
@@ -180,8 +163,9 @@ def test_commands_can_be_given(name, capsys):
 def known_flags():
     """The flags of all our commands."""
     scripts = [*ROOT.glob("tools/[a-z]*.py"), *ROOT.glob("kernels/benchmarks/r*.py"),
-               ROOT / "tests" / "support" / "kill_training.py"]
-    return {flag for script in scripts for flag in flags_of(parser_of(str(script.relative_to(ROOT))))}
+               ROOT / "tests" / "support" / "kill_training.py", ROOT / "vmamba" / "env.py"]
+    parsers = [*(parser_of(str(script.relative_to(ROOT))) for script in scripts), *(parser_of(*part) for part in PARTS)]
+    return {*(word for _, word in PARTS), *(flag for parser in parsers for flag in flags_of(parser))}
 
 
 def flags_of(parser):

@@ -16,13 +16,13 @@ MAX_FUNCTION_LINES, MAX_KERNEL_LINES = 60, 240
 # adding a public name means adding it here, and to CHANGELOG.md
 PUBLIC = {
     "vmamba.scans": [
-        "Route", "ScanOrder", "VIDEO_SCANS", "consistent_traverse", "default_directions", "hilbert_voxels",
-        "list_scans", "morton_voxels", "recap_order", "register_alias", "register_numbered_path", "register_path",
-        "register_scan", "scan_length", "scan_order", "scan_routes", "scan_tokens", "step_moves", "video_order",
-        "video_routes"],
+        "Route", "ScanOrder", "VIDEO_SCANS", "VIDEO_SCHEDULES", "consistent_traverse", "default_directions",
+        "hilbert_voxels", "list_scans", "morton_voxels", "recap_order", "register_alias",
+        "register_numbered_path", "register_path", "register_scan", "scan_length", "scan_order", "scan_routes",
+        "scan_tokens", "step_moves", "video_order", "video_routes", "video_schedule"],
     "vmamba.ops": [
-        "ReferenceOperators", "add_layer_norm", "depthwise_conv_silu", "gelu_linear", "reorder", "selective_scan",
-        "ss2d_scan", "ss2d_scan_norm", "ssd_scan"],
+        "ReferenceOperators", "add_layer_norm", "depthwise_conv_silu", "gelu_linear", "neighborhood_apply",
+        "neighborhood_weights", "reorder", "selective_scan", "ss2d_scan", "ss2d_scan_norm", "ssd_scan"],
 }
 
 

@@ -1,5 +1,6 @@
 """The README says nothing about models and versions that is not so; test_docs.py has its code and commands."""
 
+import importlib
 import re
 import sys
 from functools import cache
@@ -59,13 +60,24 @@ def test_multiply_adds_in_the_table(name):
     assert model_table()[name]["multiply-adds (G)"] == f"{macs / 1e9:.2f}"
 
 
+def parameters_of_tests():
+    """Stems of the fixtures, among all strings, that tests of models are parametrized by."""
+    for path in (ROOT / "tests" / "models").glob("test_*.py"):
+        for function in vars(importlib.import_module(f"tests.models.{path.stem}")).values():
+            for mark in getattr(function, "pytestmark", ()):
+                for value in mark.args[1] if mark.name == "parametrize" else ():
+                    values = getattr(value, "values", value)    # of a pytest.param
+                    words = values if isinstance(values, tuple) else (values,)
+                    yield from (Path(word).stem for word in words if isinstance(word, str))
+
+
 def test_parity_is_tested():
     """Every fixture that the table speaks of is there, and a test of models reads it."""
-    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    read = set(parameters_of_tests())
     for name, fixture in _zoo.FIXTURES.items():
         assert model_table()[name]["parity"] == "fixture"
         assert (ROOT / "tests" / "goldens" / f"{fixture}.json").is_file()
-        assert fixture.rpartition("/")[2] in tests, fixture
+        assert fixture.rpartition("/")[2] in read, fixture
     assert {row["parity"] for row in model_table().values()} == {
         "fixture", "fixture of the family", "no public code", "no fixture", "ours", "timm's"}
 

@@ -2,8 +2,12 @@
 
 A code block that no test runs or checks has a comment `<!-- not run: REASON -->` above it.
 """
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
@@ -146,3 +150,17 @@ def commands_of(block: Block) -> list[tuple[int, list[str]]]:
         if words and not loop and words != ["done"]:
             found.append((block.line + start, [*words, text] if here else words))
     return found
+
+
+def run_blocks(name, folder, blocks):
+    """What Python blocks of a page print when they run one after the other: {line of the page: texts}."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "support" / "page_runner.py"], cwd=folder, capture_output=True, text=True,
+        input=json.dumps({"file": str(ROOT / name), "blocks": [[block.line, block.text] for block in blocks]}),
+        env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    printed: dict[int, list[str]] = {}
+    for line, text in json.loads(done.stdout):
+        printed.setdefault(line, []).append(text)
+    return printed

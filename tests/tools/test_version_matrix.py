@@ -1,5 +1,6 @@
 """tools/test_matrix.py without installing anything: what it asks for, and what it writes down."""
 import csv
+import shlex
 import subprocess
 import sys
 
@@ -95,7 +96,9 @@ def test_rows_make_the_table_of_the_documentation(tmp_path, monkeypatch, capsys)
     assert test_matrix.main([*flags, "--torch", "2.8.0"]) == 1
     assert "python 3.10.2, asked 2.8.0, result not installable" in capsys.readouterr().out
     with path.open(newline="") as file:
-        assert [row["result"] for row in csv.DictReader(file)] == ["failed", "passed", "not installable"]
+        rows = list(csv.DictReader(file))
+    assert [row["result"] for row in rows] == ["failed", "passed", "not installable"]
+    assert rows[2]["command"] == shlex.join(["python", "tools/test_matrix.py", *flags, "--torch", "2.8.0"])
     lines = performance_tables.tested_versions().splitlines()
     assert [[cell.strip() for cell in line.split("|")[1:3]] for line in lines[2:]] == [
         ["3.10.2", "2.8.0"], ["3.13.0", "2.14.1"]]

@@ -204,7 +204,7 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 def _published(f1: float) -> dict[str, Any]:
     """The authors publish a file for each dataset, in a folder of https://huggingface.co/KyanChen/RSMamba."""
     return _cfg(
-        origin_url="https://github.com/KyanChen/RSMamba",
+        num_classes=45, origin_url="https://github.com/KyanChen/RSMamba",
         notes=(f"NWPU-RESISC45 F1 {f1} % (published in arXiv:2403.19654)",))
 
 
@@ -222,19 +222,19 @@ def _create(variant: str, pretrained: bool, model_args: dict[str, Any], **kwargs
 
 @register_model
 def rsmamba_base(pretrained: bool = False, **kwargs: Any) -> RSMamba:
-    """RSMamba-B: 6.4 M parameters with 45 classes, 94.84 % F1 on NWPU-RESISC45 (published)."""
+    """RSMamba-B: 6.4 M parameters, 45 classes, 94.84 % F1 on NWPU-RESISC45 (published)."""
     return _create("rsmamba_base", pretrained, {"embed_dim": 192, "depth": 24}, **kwargs)
 
 
 @register_model
 def rsmamba_large(pretrained: bool = False, **kwargs: Any) -> RSMamba:
-    """RSMamba-L: 16.3 M parameters with 45 classes, 95.02 % F1 on NWPU-RESISC45 (published)."""
+    """RSMamba-L: 16.3 M parameters, 45 classes, 95.02 % F1 on NWPU-RESISC45 (published)."""
     return _create("rsmamba_large", pretrained, {"embed_dim": 256, "depth": 36}, **kwargs)
 
 
 @register_model
 def rsmamba_huge(pretrained: bool = False, **kwargs: Any) -> RSMamba:
-    """RSMamba-H: 33.1 M parameters with 45 classes, 95.18 % F1 on NWPU-RESISC45 (published)."""
+    """RSMamba-H: 33.1 M parameters, 45 classes, 95.18 % F1 on NWPU-RESISC45 (published)."""
     return _create("rsmamba_huge", pretrained, {"embed_dim": 320, "depth": 48}, **kwargs)
 
 

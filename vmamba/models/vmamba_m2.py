@@ -2,8 +2,8 @@
 
 Papers: Liu et al., "VMamba: Visual State Space Model", NeurIPS 2024, arXiv:2401.10166, for trunk, stem and
 downsampling, which are those of its second release; Dao and Gu, "Transformers are SSMs", ICML 2024, for the scan,
-arXiv:2405.21060. Origin: code of the authors of VMamba, https://github.com/MzeroMiko/VMamba (MIT), who never trained
-it; this implementation is our own.
+arXiv:2405.21060. Origin: https://github.com/MzeroMiko/VMamba (MIT), whose authors never trained it. This implementation
+is our own.
 """
 from collections.abc import Mapping
 from typing import Any
