@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from vmamba.ops import _torch_neighborhood
 from vmamba.ops._shapes import compute_dtype
 from vmamba.scans import ScanOrder, scan_order, scan_routes, step_moves
 
@@ -124,9 +125,52 @@ def _arrivals(mode: _Replacing, like: Tensor, order: str, height: int, width: in
     return step_moves(table).gather(1, table.inverse.long()).t()
 
 
+def _ssd_scan(
+        mode: _Replacing, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+        dt_bias: Tensor | None, dt_softplus: bool, initial_state: Tensor | None, causal: bool = True,
+        backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Mamba-2's scan as one whose channels have the step size of their head; without an order, as two products."""
+    if not dt_softplus or initial_state is not None:
+        raise NotImplementedError("no model of the suite calls ssd_scan without softplus or with an initial state")
+    batch, length, _, channels = x.shape
+    groups = B.shape[2]
+    heads = x.shape[2] // groups
+    if not causal:
+        steps = F.softplus(dt if dt_bias is None else dt + dt_bias)
+        drive = (x * (-A * steps).unsqueeze(-1)).unflatten(2, (groups, heads))
+        y = torch.einsum("bgmpn,blgn->blgmp", torch.einsum("blgmp,blgn->bgmpn", drive, B), C).flatten(2, 3)
+        return (y if D is None else y + x * D.view(*D.shape, *(1,) * (2 - D.ndim))), _nothing(x)
+
+    def each(t: Tensor) -> Tensor:
+        """``[H (, P)] -> [G, H / G * P]``."""
+        return (t if t.ndim == 2 else t.unsqueeze(1).expand(-1, channels)).reshape(groups, heads * channels)
+
+    weight = torch.eye(heads, dtype=x.dtype, device=x.device).repeat_interleave(channels, 0).expand(groups, -1, -1)
+    table = mode.order("uni", 1, length, 1, x)
+    y = torch.ops.vmamba.ss2d_scan(
+        x.reshape(batch, length, groups, heads * channels),
+        torch.cat([dt.reshape(batch, length, groups, heads), B, C], dim=-1), weight,
+        None if dt_bias is None else each(dt_bias), each((-A).log()).unsqueeze(-1).expand(-1, -1, B.shape[3]),
+        None if D is None else each(D), "uni", 1, length, table.index.expand(groups, -1), False)[0]
+    return y.transpose(1, 2).reshape(x.shape), _nothing(x)
+
+
+def _neighborhood_weights(
+        _: _Replacing, q: Tensor, k: Tensor, bias: Tensor, window: int, dilated: bool, backend: str = "auto") -> Tensor:
+    return _torch_neighborhood.weights_forward(q, k, bias, window, dilated)
+
+
+def _neighborhood_apply(
+        _: _Replacing, weights: Tensor, v: Tensor, window: int, dilated: bool, backend: str = "auto") -> Tensor:
+    return _torch_neighborhood.apply_forward(weights, v, window, dilated)
+
+
 FUSED: dict[str, Callable] = {
     "add_layer_norm": _add_layer_norm, "depthwise_conv_silu": _depthwise_conv_silu, "gelu_linear": _gelu_linear,
-    "ss2d_scan_norm": _ss2d_scan_norm, "ss2d_scan_norm_saving": _ss2d_scan_norm_saving}
+    "ss2d_scan_norm": _ss2d_scan_norm, "ss2d_scan_norm_saving": _ss2d_scan_norm_saving,
+    "neighborhood_weights": _neighborhood_weights, "neighborhood_apply": _neighborhood_apply}
 """Operators that do several things at once, apart."""
-WALKS: dict[str, Callable] = {"ss2d_scan": _ss2d_scan, "reorder": _reorder, "arrivals": _arrivals}
+WALKS: dict[str, Callable] = {
+    "ss2d_scan": _ss2d_scan, "ssd_scan": _ssd_scan, "reorder": _reorder, "arrivals": _arrivals}
 """Operators that know scan orders by name, with tables that the graph computes."""

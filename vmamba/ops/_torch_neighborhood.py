@@ -16,7 +16,8 @@ from ._shapes import compute_dtype
 
 def dilation_of(extent: int, window: int, dilated: bool) -> int:
     """Interleaved classes into which an axis falls."""
-    return max(1, min(extent // window, window)) if dilated else 1
+    # extents may be symbols of a traced graph
+    return torch.sym_max(1, torch.sym_min(extent // window, window)) if dilated else 1
 
 
 def _classes(extent: int, window: int, dilated: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int]:
