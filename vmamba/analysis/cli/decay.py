@@ -52,7 +52,7 @@ def _draw(rows: list[dict[str, Any]], title: str, args: argparse.Namespace) -> N
             axis.plot([x, x], [row[f"{what}_p5"], row[f"{what}_p95"]], color=colour, linewidth=0.8)
             axis.plot([x, x], [row[f"{what}_p25"], row[f"{what}_p75"]], color=colour, linewidth=3)
             axis.plot(x, row[f"{what}_p50"], marker="o", color="black", markersize=2.5)
-        axes[2].plot(x, row["half_life"], marker="o", color=colour, markersize=4,
+        axes[2].plot(x, row["half_life"], marker="o", linestyle="", color=colour, markersize=4,
                      label=f"direction {k}" if row["layer"] == layers[0] else None)
     for axis, name in zip(axes, ("step size delta", "decay exp(delta A)", "half-life, steps"), strict=True):
         axis.set_ylabel(name, fontsize=8)
@@ -60,7 +60,10 @@ def _draw(rows: list[dict[str, Any]], title: str, args: argparse.Namespace) -> N
         if name != "decay exp(delta A)":
             axis.set_yscale("log")
         axis.tick_params(labelsize=7, which="both")
+    plain = require("matplotlib.ticker").LogFormatter
+    axes[2].yaxis.set_major_formatter(plain())
+    axes[2].yaxis.set_minor_formatter(plain())
     axes[2].set_xticks(range(len(layers)), layer_labels(layers), rotation=90)
-    axes[2].legend(fontsize=6, ncols=min(4, directions))
+    figure.legend(loc="outside lower center", fontsize=7, ncols=4, frameon=False)    # beside the points, not on them
     figure.suptitle(f"{title}\nlines: 5 to 95 %, bars: 25 to 75 %, dots: median", fontsize=8)
     save_figure(figure, args.output / "decay.png")
