@@ -13,7 +13,7 @@ from torch import Tensor
 from vmamba.errors import require
 from vmamba.train.run_directory import atomic_path
 
-__all__ = ["draw_heat", "draw_image", "image_grid", "layer_labels", "save_figure", "shown_image"]
+__all__ = ["draw_heat", "draw_image", "image_grid", "layer_labels", "plain_logarithms", "save_figure", "shown_image"]
 
 COLOURS = "inferno"
 PANEL = 2.0  # inches
@@ -83,6 +83,13 @@ def save_figure(figure: Any, path: Path, colours: int = 256) -> None:
     figure.savefig(buffer, format="png")
     with atomic_path(path) as temporary:
         Image.open(buffer).convert("RGB").quantize(colours).save(temporary, format="png", optimize=True)
+
+
+def plain_logarithms(axis: Any) -> None:
+    """Make the vertical axis logarithmic, with numbers such as 40 instead of powers."""
+    axis.set_yscale("log")
+    for choose in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        choose(require("matplotlib.ticker").LogFormatter())
 
 
 def layer_labels(names: Sequence[str]) -> list[str]:

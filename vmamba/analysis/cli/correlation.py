@@ -21,7 +21,7 @@ from vmamba.train.run_directory import make_folder
 
 from ..class_activation import normalise_maps, resize_maps
 from ..correlation import STATES, Correlation, StateRecorder, Tap, external_scores, internal_score, state_correlations
-from ..pictures import draw_heat, draw_image, image_grid, save_figure, shown_image
+from ..pictures import draw_heat, draw_image, image_grid, plain_logarithms, save_figure, shown_image
 from ..recorder import scan_layers
 from .inputs import add_weight_arguments, load_model, write_table
 
@@ -109,12 +109,12 @@ class _Group:
     Attributes:
         external: Scores of each image by state.
         internal: Internal correlations [D] of each image by state, and its class.
-        shown: Some images and their external correlations.
+        shown: An image of each of some classes, its title and its external correlations, by class.
     """
 
     external: dict[Tap, list[dict[str, float]]] = field(default_factory=dict)
     internal: dict[Tap, list[tuple[int, Tensor]]] = field(default_factory=dict)
-    shown: list[tuple[Tensor, str, dict[Tap, Tensor]]] = field(default_factory=list)
+    shown: dict[int, tuple[Tensor, str, dict[Tap, Tensor]]] = field(default_factory=dict)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -164,11 +164,12 @@ def _collect(
 ) -> None:
     """Adds the images of a batch that belong to the group."""
     names = description.label_names
-    for i in range(min(SHOWN - len(group.shown), len(pixels))):
-        label = names[labels[i]] if names else str(int(labels[i]))
-        group.shown.append((
-            shown_image(pixels[i], description.data_config), f"{label}, {100 * float(own[i]):.0f} %",
-            {tap: c.external[i].cpu() for tap, c in found.items()}))
+    for i, index in enumerate(labels.tolist()):
+        if len(group.shown) < SHOWN and index not in group.shown:
+            group.shown[index] = (
+                shown_image(pixels[i], description.data_config),
+                f"{names[index] if names else index}, {100 * float(own[i]):.0f} %",
+                {tap: c.external[i].cpu() for tap, c in found.items()})
     for tap, correlation in found.items():
         scores = external_scores(model, pixels, labels, correlation.external, masks, args.threshold)
         columns = {"external_score": scores.score, "inside": scores.inside, "outside": scores.outside,
@@ -214,20 +215,22 @@ def _draw_scores(rows: list[dict[str, Any]], taps: list[Tap], title: str, args: 
             axis.bar([i + offset for i in places], [known[taps[i]][what] for i in places], width=0.4, label=group)
     for axis, name in zip(axes, ("external score, median", "internal score, mean of classes"), strict=True):
         axis.set_ylabel(name, fontsize=8)
-        axis.tick_params(labelsize=7)
+        axis.tick_params(labelsize=7, which="both")
         axis.grid(alpha=0.3, axis="y")
-    axes[0].set_yscale("log")
+    plain_logarithms(axes[0])
     axes[0].legend(fontsize=7)
-    axes[1].set_xticks(range(len(taps)), [f"{tap.layer} {tap.state}" for tap in taps], rotation=90)
+    names = [f"{tap.layer.removesuffix('.mixer')} {tap.state}" for tap in taps]
+    axes[1].set_xticks(range(len(taps)), names, rotation=90)
     figure.suptitle(title, fontsize=9)
     save_figure(figure, args.output / "correlation.png")
 
 
 def _draw_maps(group: _Group, taps: list[Tap], path: Path) -> None:
     """A row for each image: itself, and the external correlation of each state."""
-    shape = group.shown[0][0].shape
-    figure, axes = image_grid(len(group.shown), 1 + len(taps), shape[0] / shape[1])
-    for row, (shown, title, maps) in zip(axes, group.shown, strict=True):
+    found = list(group.shown.values())
+    shape = found[0][0].shape
+    figure, axes = image_grid(len(found), 1 + len(taps), shape[0] / shape[1])
+    for row, (shown, title, maps) in zip(axes, found, strict=True):
         draw_image(row[0], shown, title)
         for axis, tap in zip(row[1:], taps, strict=True):
             heat = normalise_maps(resize_maps(maps[tap].unsqueeze(0), (shape[0], shape[1])))[0]

@@ -8,7 +8,7 @@ from vmamba.errors import require
 from vmamba.train.run_directory import make_folder
 
 from ..decay import decay_statistics
-from ..pictures import layer_labels, save_figure
+from ..pictures import layer_labels, plain_logarithms, save_figure
 from .inputs import add_image_arguments, batches, load_images, load_model, write_table
 
 __all__ = ["add", "run"]
@@ -58,11 +58,8 @@ def _draw(rows: list[dict[str, Any]], title: str, args: argparse.Namespace) -> N
         axis.set_ylabel(name, fontsize=8)
         axis.grid(alpha=0.3, axis="y")
         if name != "decay exp(delta A)":
-            axis.set_yscale("log")
+            plain_logarithms(axis)
         axis.tick_params(labelsize=7, which="both")
-    plain = require("matplotlib.ticker").LogFormatter
-    axes[2].yaxis.set_major_formatter(plain())
-    axes[2].yaxis.set_minor_formatter(plain())
     axes[2].set_xticks(range(len(layers)), layer_labels(layers), rotation=90)
     figure.legend(loc="outside lower center", fontsize=7, ncols=4, frameon=False)    # beside the points, not on them
     figure.suptitle(f"{title}\nlines: 5 to 95 %, bars: 25 to 75 %, dots: median", fontsize=8)
