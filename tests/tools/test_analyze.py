@@ -71,6 +71,9 @@ def test_attention(images, weights, tmp_path):
     # the last of its row: by rows it reads the three before it, by columns the whole map but the last three
     assert float(first[0]["effective_places"]) <= 4
     assert 4 < float(first[1]["effective_places"]) <= 13
+    *apart, merged = (float(row["total"]) for row in first)
+    assert 0 < merged <= sum(apart) * 1.00001      # directions may cancel
+    assert all(abs(float(row["skip"]) - 1) < 0.1 for row in rows)       # D starts at 1
 
 
 def test_attention_of_a_class_token(images, tmp_path, capsys):
