@@ -106,7 +106,7 @@ def _measures(maps: ScanMaps, weights: Tensor, size: tuple[int, int]) -> dict[st
     share = weights / weights.sum()
     spread = float(torch.exp(-(share * share.clamp(min=1e-300).log()).sum()))
     skip = maps.scan.D_skip
-    found = {"total": float(weights.sum()), "skip": float("nan") if skip is None else float(skip.abs().mean())}
+    found = {"total": float(weights.sum()), "skip": float("nan") if skip is None else float(skip.detach().abs().mean())}
     found |= {"own_share": float(share[maps.place]), "effective_places": spread}
     patches = share[:h * w]
     row, column = divmod(maps.place, w)
