@@ -75,7 +75,8 @@ class AttentionSSM(nn.Module):
         mixed = torch.cat([
             torch.ops.vmamba.neighborhood_apply(near, first, self.window, False),
             torch.ops.vmamba.neighborhood_apply(far, second, self.window, True)], dim=3)
-        fused = self.fusion(mixed.transpose(3, 4)).transpose(3, 4)
+        # contiguous first: where strided axes are merged, tracing assumes that the width divides the number of heads
+        fused = self.fusion(mixed.transpose(3, 4).contiguous()).transpose(3, 4)
         return rotary.widen(fused.flatten(3)) * proj[..., -1:] + x * self.D
 
 
