@@ -183,7 +183,10 @@ def exports() -> str:
 
 def export_limits() -> str:
     """Why a format has no file, or none for every size."""
-    rows = [row for row in read_rows("export_cpu") if row["reason"]]
+    measured = read_rows("export_cpu")
+    rows = [row for row in measured if row["reason"]]
+    if measured and not rows:
+        return "No cell is either."
     return grid(rows, ["model", "format"], ["reason"], lambda row: {"reason": row["reason"].replace("|", "\\|")})
 
 

@@ -131,6 +131,12 @@ def test_exports(measured):
     assert "| `vmamba_tiny_s1l8` |    .pt | cannot be \\| scripted |" in TABLES["export limits"]()
 
 
+def test_exports_that_all_take_any_size_have_no_limits(measured):
+    measured({"params_m": "0.50", "format": ".onnx", "difference": "8.9e-08", "sizes": "any", "reason": ""},
+             file="export_cpu")
+    assert TABLES["export limits"]() == "No cell is either."
+
+
 def test_check_and_write(measured, tmp_path, monkeypatch, capsys):
     measured({})
     monkeypatch.setattr(performance_tables, "ROOT", tmp_path)
