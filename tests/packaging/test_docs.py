@@ -59,9 +59,9 @@ def test_the_quick_start_can_be_copied(tmp_path):
     """Its commands, the installation aside and with runs of one epoch, and its Python, in the order of the page."""
     times, printed = quickstart.follow(tmp_path, short=True)
     check_promises(quickstart.PAGE, printed)
-    assert times.keys() >= {"Images", "Fine-tune", "Validate", "Predict", "Look into it"}
-    for written in ("classes.csv", "mistakes.png", "predictions.csv", "runs/photos/curves.png", "analysis/cam.csv",
-                    "analysis/decay.png"):
+    assert times.keys() >= {"Images", "Fine-tune", "Validate", "Predict", "Export", "Look into it"}
+    for written in ("classes.csv", "mistakes.png", "predictions.csv", "photos.onnx", "runs/photos/curves.png",
+                    "analysis/cam.csv", "analysis/decay.png"):
         assert (tmp_path / written).stat().st_size > 0
 
 

@@ -120,12 +120,21 @@ def test_exports(measured):
     measured({**row, "format": "PyTorch", "median_ms": "27.5"},
              {**row, "format": ".onnx", "difference": "8.9e-08", "time_ratio": "0.906"},
              {**row, "format": ".pt", "sizes": "none", "time_ratio": "", "reason": "cannot be | scripted"},
+             {**row, "format": ".onnx", "difference": "1.0e-07", "model": "test_vim", "time_ratio": "0.500"},
              file="export_cpu")
     model = {"model": "`vmamba_tiny_s1l8`", "run": "1"}
-    assert parse(TABLES["export"]()) == [model | {"ONNX": "any, 8.9e-08", "TorchScript": "no"}]
+    assert parse(TABLES["export"]()) == [
+        model | {"ONNX": "any, 8.9e-08", "TorchScript": "no"},
+        {"model": "`test_vim`", "run": "1", "ONNX": "any, 1.0e-07", "TorchScript": ""}]
     assert parse(TABLES["export latency"]()) == [
         model | {"size": "160x160", "PyTorch, ms": "28", "ONNX, ratio": "0.906"}]
     assert "| `vmamba_tiny_s1l8` |    .pt | cannot be \\| scripted |" in TABLES["export limits"]()
+
+
+def test_exports_that_all_take_any_size_have_no_limits(measured):
+    measured({"params_m": "0.50", "format": ".onnx", "difference": "8.9e-08", "sizes": "any", "reason": ""},
+             file="export_cpu")
+    assert TABLES["export limits"]() == "No cell is either."
 
 
 def test_check_and_write(measured, tmp_path, monkeypatch, capsys):
