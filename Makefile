@@ -5,6 +5,8 @@ OUTPUT ?= runs
 TRAIN_ARGS ?=
 OPENMMLAB_ARGS ?=
 TEST_ARGS ?=
+# processes that run the tests; each takes one thread and up to 3 GB
+TEST_WORKERS ?= 2
 BENCHMARK_ARGS ?= --device cpu --batch-size 1 8 --img-size 224 --bench inference train
 
 BIN := $(VENV)/bin
@@ -50,7 +52,7 @@ train-segmentation: $(OPENMMLAB) $(DETECTOR)  ## train a small UperNet on the di
 	$(BIN)/python tools/train_openmmlab.py configs/mmseg/upernet_vmamba_nano_digit_scenes.py $(OPENMMLAB_ARGS)
 
 test: $(STAMP)  ## run the tests, then timm's own test suite on our models
-	$(BIN)/python -m pytest --ignore tests/openmmlab $(TEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --ignore tests/openmmlab $(TEST_ARGS)
 	$(BIN)/python tests/run_timm_suite.py
 
 test-openmmlab: $(OPENMMLAB)  ## run the tests of backbones, configs and tools in mmdet and mmseg

@@ -100,7 +100,7 @@ def test_it_learns(token):
     rows, columns = torch.arange(32.0).view(1, 32, 1) - 15.5, torch.arange(32.0).view(1, 1, 32) - 15.5
     images = (0.1 * (rows * angles.cos() + columns * angles.sin())).unsqueeze(1).expand(-1, 3, -1, -1)
     losses = []
-    for _ in range(40):
+    for _ in range(80):
         loss = task(images, None)["loss"]
         optimizer.zero_grad()
         loss.backward()

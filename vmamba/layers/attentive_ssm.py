@@ -75,8 +75,8 @@ class AttentionSSM(nn.Module):
         mixed = torch.cat([
             torch.ops.vmamba.neighborhood_apply(near, first, self.window, False),
             torch.ops.vmamba.neighborhood_apply(far, second, self.window, True)], dim=3)
-        # contiguous first: where strided axes are merged, tracing assumes that the width divides the number of heads
-        fused = self.fusion(mixed.transpose(3, 4).contiguous()).transpose(3, 4)
+        # channels first: when an axis behind the width is split off, tracing cannot tell that what is left is the width
+        fused = self.fusion(mixed.permute(4, 0, 1, 2, 3)).permute(1, 2, 3, 4, 0)
         return rotary.widen(fused.flatten(3)) * proj[..., -1:] + x * self.D
 
 

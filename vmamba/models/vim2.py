@@ -182,7 +182,7 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 
 
 def _unreleased(top1: float) -> dict[str, Any]:
-    return _cfg(notes=(f"ImageNet-1K top-1 {top1} % (published for weights that were not)",))
+    return _cfg(notes=(f"ImageNet-1K top-1 {top1} % in the paper, whose weights were not published",))
 
 
 default_cfgs = generate_default_cfgs({
