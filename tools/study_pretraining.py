@@ -153,7 +153,7 @@ def plot(rows: Sequence[Mapping[str, str]], title: str, path: Path) -> None:
         axis.set_xticks(range(len(groups)), groups)
         axis.set(ylabel=name, xlim=(-0.5, len(groups) - 0.5))
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+    figure.axes[0].legend(fontsize=7)
     figure.savefig(path, format="png")
 
 

@@ -31,17 +31,18 @@ def test_normalised_maps(fixture):
     backbone.load_state_dict(dict(
         fill.fill_state_dict([*entries, *meta["backbone_extra_entries"]], meta["overrides"])))
 
-    def check(size, suffix, dtype, atol):
+    def check(size, suffix, dtype, atol, rtol=0.0):
         with torch.no_grad():
             maps = backbone.to(dtype)(fill.seeded_randn(size, meta["inputs"][size]["shape"]).to(dtype))
         for i, y in enumerate(maps):
             assert list(y.shape) == meta["outputs"][size][f"outnorm{i}"]["shape"]
             torch.testing.assert_close(
-                sample(y), tensors[f"{size}.outnorm{i}.sample{suffix}"].to(dtype), atol=atol[i], rtol=0)
+                sample(y), tensors[f"{size}.outnorm{i}.sample{suffix}"].to(dtype), atol=atol[i], rtol=rtol)
 
     sizes = [size for size, outputs in meta["outputs"].items() if "outnorm0" in outputs]
     assert sizes == ["rect160x192", FLOAT64_SIZE]
     noise = [meta["outputs"][FLOAT64_SIZE][f"outnorm{i}"]["max_abs_f32_minus_f64"] for i in range(4)]
     for size in sizes:
-        check(size, "", torch.float32, [max(ATOL, n) if fixture == NOISY_FIXTURE else ATOL for n in noise])
+        # relative to values above 1: processors round differently, by up to 2.4e-5 of values of 1.6 and more
+        check(size, "", torch.float32, [max(ATOL, n) if fixture == NOISY_FIXTURE else ATOL for n in noise], ATOL)
     check(FLOAT64_SIZE, "_f64", torch.float64, [ATOL] * 4)

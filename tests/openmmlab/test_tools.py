@@ -41,8 +41,9 @@ def write_config(path, base, data):
         "train_dataloader": {"batch_size": 2, **loader}, "val_dataloader": loader, "test_dataloader": loader,
         "param_scheduler": None}
     if base == UPERNET:
-        changes["model"] = {"backbone": SMALL, "decode_head": {"in_channels": CHANNELS},
-                            "data_preprocessor": {"size": (64, 64)}}
+        changes["model"] = {
+            "backbone": {**SMALL, "pretrained": False}, "decode_head": {"in_channels": CHANNELS},
+            "auxiliary_head": {"in_channels": CHANNELS[2]}, "data_preprocessor": {"size": (64, 64)}}
         changes["train_cfg"] = {"max_iters": 2, "val_interval": 2}
         changes["default_hooks"] = {"checkpoint": {"interval": 2}}
     else:

@@ -28,7 +28,8 @@ def load_config(path, root):
     Anchors follow, so that boxes have some.
     """
     cfg = Config.fromfile(path)
-    large = max(_sizes(cfg.train_dataloader.dataset.pipeline)) > SMALL
+    # the pipeline of the digit scenes names no size
+    large = max(_sizes(cfg.train_dataloader.dataset.pipeline), default=0) > SMALL
     for name in ("train_dataloader", "val_dataloader"):
         dataset = cfg[name].dataset
         dataset.data_root = str(root)
