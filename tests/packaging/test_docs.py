@@ -13,6 +13,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import types
 from functools import cache
 from pathlib import Path
 
@@ -88,6 +89,8 @@ def parser_of(script, *part):
     source = (ROOT / script).read_text()
     assert "parse_args(" in source or " import main\n" in source, f"{script} parses no command line"
     with pytest.MonkeyPatch.context() as patch:
+        if importlib.util.find_spec("mmengine") is None:    # of which a parser takes the type of one flag
+            patch.setitem(sys.modules, "mmengine", types.SimpleNamespace(DictAction=argparse._StoreAction))
         patch.setattr(argparse.ArgumentParser, "parse_args", hand_over)
         patch.setattr(sys, "argv", [script, *part])
         with pytest.raises(Found) as found:
