@@ -29,7 +29,12 @@ def write_onnx(model: nn.Module, input_size: Sequence[int], fixed_size: bool, de
         require(package, extra="export")
     from .onnx_scan import to_onnx  # it needs onnxscript
 
-    translated = to_onnx(trace(InTorch(model, walks=True), input_size, fixed_size))
+    program = trace(InTorch(model, walks=True), input_size, fixed_size)
+    try:
+        translated = to_onnx(program)
+    except torch.onnx.OnnxExporterError as error:
+        cause = " ".join(str(error.__cause__ or error).split())[:200]
+        raise UserError(f"the model cannot be translated to ONNX: {cause}") from error
     translated.model.metadata_props[KEY] = description
     size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     translated.save(path, external_data=size > MAX_PROTOBUF)
