@@ -17,6 +17,7 @@ from vmamba.models._tokens import TokenBackbone
 from vmamba.ops._shapes import compute_dtype
 from vmamba.ops.reference import norm_and_gate
 from vmamba.ops.reference_mode import call_order, operator_name
+from vmamba.ops.ssd_scan import ssd_as_ss2d
 from vmamba.scans import ScanOrder, scan_order
 
 from .scans import Scan
@@ -242,28 +243,21 @@ class ScanRecorder(TorchFunctionMode):
             x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, causal, backend)
         if self._layer not in self.layers or not causal:    # without an order it is no scan
             return y, last
-        (batch, length, directions, states), channels = B.shape, x.shape[3]
-        heads = x.shape[2] // directions
+        batch, length, directions = B.shape[:3]
 
         def by_direction(t: Tensor) -> Tensor:
             """``[B, L, K * heads, P] -> [B, L, K, heads * P]``."""
-            return t.reshape(batch, length, directions, heads * channels)
-
-        def each(t: Tensor) -> Tensor:
-            """``[K * heads (, P)] -> [K, heads * P]``."""
-            return (t if t.ndim == 2 else t.unsqueeze(1).expand(-1, channels)).reshape(directions, heads * channels)
+            return t.reshape(batch, length, directions, -1)
 
         if not dt_softplus or initial_state is not None:
             raise NotImplementedError("no model of the suite calls ssd_scan without softplus or with an initial state")
         order = ScanOrder(
             "uni", (1, length), torch.arange(length, dtype=torch.int32, device=x.device).expand(directions, -1), length)
-        weight = torch.eye(heads, device=x.device).repeat_interleave(channels, 0).expand(directions, -1, -1)
         layout = self._scan_layout(x, order)
+        _, proj, weight, bias, A_log, D_skip = ssd_as_ss2d(x, dt, A, B, C, D, dt_bias)
         self.scans.append(Scan(
-            self._layer, *layout, order, x, y, by_direction, lambda t: by_direction(t).transpose(1, 2),
-            torch.cat([dt.reshape(batch, length, directions, heads), B, C], dim=-1), weight,
-            each(dt_bias) if dt_bias is not None else None, each((-A).log()).unsqueeze(-1).expand(-1, -1, states),
-            each(D) if D is not None else None))
+            self._layer, *layout, order, x, y, by_direction, lambda t: by_direction(t).transpose(1, 2), proj, weight,
+            bias, A_log, D_skip))
         return y, last
 
 

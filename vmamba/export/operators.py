@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from vmamba.ops import _torch_neighborhood
 from vmamba.ops._shapes import compute_dtype
+from vmamba.ops.ssd_scan import ssd_as_ss2d
 from vmamba.scans import ScanOrder, scan_order, scan_routes, step_moves
 
 __all__ = ["InTorch"]
@@ -133,26 +134,15 @@ def _ssd_scan(
     """Mamba-2's scan as one whose channels have the step size of their head; without an order, as two products."""
     if not dt_softplus or initial_state is not None:
         raise NotImplementedError("no model of the suite calls ssd_scan without softplus or with an initial state")
-    batch, length, _, channels = x.shape
-    groups = B.shape[2]
-    heads = x.shape[2] // groups
+    length, groups = B.shape[1:3]
     if not causal:
         steps = F.softplus(dt if dt_bias is None else dt + dt_bias)
-        drive = (x * (-A * steps).unsqueeze(-1)).unflatten(2, (groups, heads))
+        drive = (x * (-A * steps).unsqueeze(-1)).unflatten(2, (groups, x.shape[2] // groups))
         y = torch.einsum("bgmpn,blgn->blgmp", torch.einsum("blgmp,blgn->bgmpn", drive, B), C).flatten(2, 3)
         return (y if D is None else y + x * D.view(*D.shape, *(1,) * (2 - D.ndim))), _nothing(x)
-
-    def each(t: Tensor) -> Tensor:
-        """``[H (, P)] -> [G, H / G * P]``."""
-        return (t if t.ndim == 2 else t.unsqueeze(1).expand(-1, channels)).reshape(groups, heads * channels)
-
-    weight = torch.eye(heads, dtype=x.dtype, device=x.device).repeat_interleave(channels, 0).expand(groups, -1, -1)
     table = mode.order("uni", 1, length, 1, x)
     y = torch.ops.vmamba.ss2d_scan(
-        x.reshape(batch, length, groups, heads * channels),
-        torch.cat([dt.reshape(batch, length, groups, heads), B, C], dim=-1), weight,
-        None if dt_bias is None else each(dt_bias), each((-A).log()).unsqueeze(-1).expand(-1, -1, B.shape[3]),
-        None if D is None else each(D), "uni", 1, length, table.index.expand(groups, -1), False)[0]
+        *ssd_as_ss2d(x, dt, A, B, C, D, dt_bias), "uni", 1, length, table.index.expand(groups, -1), False)[0]
     return y.transpose(1, 2).reshape(x.shape), _nothing(x)
 
 

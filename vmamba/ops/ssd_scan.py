@@ -121,6 +121,29 @@ def ssd_scan_reference(
     return y.to(x.dtype), state
 
 
+def ssd_as_ss2d(
+        x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
+    """The same scan, in order and with softplus, as one of the other kind, whose channels have their head's step size.
+
+    Returns:
+        x, proj, dt_weight, dt_bias, A_log and D_skip as :func:`vmamba.ops.ss2d_scan` takes them, for the order "uni" in
+        each of G directions with H / G * P channels.
+    """
+    (batch, length, groups, states), channels = B.shape, x.shape[3]
+    heads = x.shape[2] // groups
+
+    def each(t: Tensor) -> Tensor:
+        """``[H (, P)] -> [G, H / G * P]``."""
+        return (t if t.ndim == 2 else t.unsqueeze(1).expand(-1, channels)).reshape(groups, heads * channels)
+
+    weight = torch.eye(heads, dtype=x.dtype, device=x.device).repeat_interleave(channels, 0).expand(groups, -1, -1)
+    proj = torch.cat([dt.reshape(batch, length, groups, heads), B, C], dim=-1)
+    return (x.reshape(batch, length, groups, heads * channels), proj, weight,
+            None if dt_bias is None else each(dt_bias), each((-A).log()).unsqueeze(-1).expand(-1, -1, states),
+            None if D is None else each(D))
+
+
 def _runs_triton(backend: str, x: Tensor, B: Tensor) -> bool:
     """Whether the kernels run: "auto" leaves to plain torch what is too large for them."""
     return resolve_backend(backend, x) == "triton" and (backend == "triton" or _triton.ssd_fits(x, B))
