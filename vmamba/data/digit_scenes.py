@@ -24,7 +24,8 @@ CLASSES = tuple(map(str, range(10)))
 # split -> photographs in the wheels of scikit-image and (with a file suffix) scikit-learn; none shows digits, and of
 # two pictures of one scene there is one
 PHOTOGRAPHS = {
-    "train": ("astronaut", "brick", "camera", "chelsea", "coins", "grass", "hubble_deep_field", "china.jpg"),
+    "train": ("astronaut", "brick", "camera", "cell", "chelsea", "coins", "grass", "hubble_deep_field",
+              "immunohistochemistry", "moon", "retina", "stereo_motorcycle", "china.jpg"),
     "validation": ("coffee", "gravel", "rocket", "flower.jpg"),
 }
 
@@ -75,7 +76,9 @@ class Scene:
 def _photographs(split: str) -> tuple[Image.Image, ...]:
     """The photographs of a split, RGB."""
     data, datasets = require("skimage.data"), require("sklearn.datasets")
-    arrays = [datasets.load_sample_image(name) if "." in name else getattr(data, name)() for name in PHOTOGRAPHS[split]]
+    loaded = [datasets.load_sample_image(name) if "." in name else getattr(data, name)() for name in PHOTOGRAPHS[split]]
+    # a stereo pair comes as left, right and disparity
+    arrays = [found[0] if isinstance(found, tuple) else found for found in loaded]
     return tuple(Image.fromarray(np.asarray(array, dtype=np.uint8)).convert("RGB") for array in arrays)
 
 

@@ -19,7 +19,7 @@ train_pipeline = [
             # what moves into the image is ignored (255)
             dict(type="Affine", scale=(0.9, 1.3), rotate=(-10, 10), translate_percent=(-0.1, 0.1),
                  fill_mask=255, p=1.0),
-            # there are eight photographs to learn backgrounds from: their colours, at least, are many
+            # there are thirteen photographs to learn backgrounds from: their colours, at least, are many
             dict(type="Compose", p=0.5, transforms=[
                 dict(type="HueSaturationValue", hue_shift_limit=180, sat_shift_limit=60, val_shift_limit=0, p=0.8),
                 dict(type="ChannelShuffle", p=0.3),
