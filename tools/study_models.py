@@ -29,7 +29,7 @@ from vmamba.train.model import build_classifier
 MODELS = {  # by the name in the table: timm's name and arguments
     "vmamba_nano": ("vmamba_nano", []),
     "resnet18": ("resnet18", []),
-    "vit_nano": ("vit_tiny_patch16_224", ["img_size=28", "patch_size=4", "embed_dim=144", "depth=7", "num_heads=4"]),
+    "vit_nano": ("vit_tiny_patch16_224", ["img_size=32", "patch_size=4", "embed_dim=144", "depth=7", "num_heads=4"]),
 }
 KEYS = ("recipe", "model", "seed", "epochs")    # what makes a run
 COLUMNS = (*KEYS, "model_args", "params_m", "top1", "top1_trained", "best_top1", "train_loss", "seconds",
