@@ -1,6 +1,7 @@
 """What every launcher needs: checks, allocation, and which arithmetic the device offers."""
 
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -11,11 +12,18 @@ def empty(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -
     return torch.empty(shape, dtype=dtype, device=device)
 
 
+def empty_like(t: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Uninitialised contiguous tensor of the shape of ``t``, whose last axis is contiguous; replaced likewise."""
+    return torch.empty_like(t) if dtype in (None, t.dtype) else torch.empty_like(t, dtype=dtype)
+
+
+@cache
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter (on CPU tensors)."""
     return bool(triton.knobs.runtime.interpret)
 
 
+@cache
 def fast_math() -> bool:
     """Whether the PTX approximate instructions can be used: an NVIDIA device, not the interpreter, not ROCm."""
     return not interpreted() and torch.version.hip is None
@@ -23,10 +31,9 @@ def fast_math() -> bool:
 
 def check_device(**tensors: torch.Tensor | None) -> None:
     """Raise ValueError unless all tensors share one device that the kernels can run on."""
-    given = {name: t for name, t in tensors.items() if t is not None}
-    device = next(iter(given.values())).device
-    for name, t in given.items():
-        if t.device != device:
+    device = next(t for t in tensors.values() if t is not None).device
+    for name, t in tensors.items():
+        if t is not None and t.device != device:
             raise ValueError(f"{name} is on {t.device}, the first argument on {device}; all must share one device")
     if device.type != "cuda" and not interpreted():
         raise ValueError(
@@ -34,10 +41,10 @@ def check_device(**tensors: torch.Tensor | None) -> None:
         )
 
 
-def check_shape(name: str, t: torch.Tensor, shape: tuple[int, ...], meaning: str) -> None:
-    """Raise ValueError unless ``t`` has this shape."""
-    if tuple(t.shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(t.shape)}, expected {shape} = {meaning}")
+def check_shape(name: str, t: Any, shape: tuple[int, ...], meaning: str) -> None:
+    """Raise ValueError unless ``t``, a tensor or what is known of one, has this shape."""
+    if t.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(t.shape)}, expected {tuple(shape)} = {meaning}")
 
 
 def rows_contiguous(t: torch.Tensor) -> torch.Tensor:
@@ -60,41 +67,72 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 
 
-_launchers: dict[tuple, tuple[Any, tuple]] = {}
-_compiled: set[tuple] = set()
+class _Compiled(NamedTuple):
+    """A kernel ready to run for arguments of one kind."""
+
+    run: Any  # Triton's launcher
+    function: int
+    metadata: Any
+    constants: tuple
 
 
-def launch(kernel: Any, grid: tuple[int], *arguments: Any, **how: Any) -> None:
+_kernels: dict[tuple, _Compiled] = {}
+_warm: set[tuple] = set()
+_MOST_KINDS = 1 << 14
+
+
+def _compile(kernel: Any, grid: tuple[int], arguments: tuple, how: dict[str, Any], twin: dict[str, Any]) -> _Compiled:
+    """Launch ``kernel`` as Triton does, and say how to do so again."""
+    made = kernel[grid](*arguments, **how)
+    kind = (kernel, *(t.dtype if isinstance(t, torch.Tensor) else None for t in arguments), *how.values())
+    if twin and kind not in _warm:
+        kernel.warmup(*arguments, grid=grid, **{**how, **twin})
+        _warm.update((kind, (*kind[: -len(how)], *{**how, **twin}.values())))
+    names = kernel.arg_names[len(arguments) :]
+    return _Compiled(made.run, made.function, made.packed_metadata, tuple(how[name] for name in names))
+
+
+@cache
+def _pointers(kernel: Any) -> int:
+    """How many of a kernel's arguments are pointers; they come first and are named so."""
+    return sum(name.endswith("_ptr") for name in kernel.arg_names)
+
+
+def launch(kernel: Any, grid: tuple[int], *arguments: Any, twin: dict[str, Any] | None = None, **how: Any) -> None:
     """``kernel[grid](*arguments, **how)`` with less work for the host from the second launch of a kind on.
 
-    Triton looks at every argument at every launch; here what it found for arguments of the same kind is kept. The
-    kind is what Triton specialises on: types, whether pointers and integers are multiples of 16, and constants.
+    Triton looks at every argument at every launch; here what it found for the same types, alignments, sizes and
+    constants is kept. Its hooks for profilers, which cost as much as the rest, are called at the first launch only.
+
+    Args:
+        kernel: Its pointers come first, and have names that end in "_ptr".
+        grid: Number of programs.
+        arguments: Tensors (or None) and numbers.
+        twin: Constants that another image size may need; compiled as well at the first launch of a kind, so that
+            size waits for no compiler.
+        how: Constants and options of the launch.
     """
     if interpreted():
         kernel[grid](*arguments, **how)
         return
-    device = torch.cuda.current_device()
-    kind = (kernel, device, *[
-        (a.dtype, a.data_ptr() & 15 == 0) if isinstance(a, torch.Tensor)
-        else (a == 1, a & 15 == 0, a < 2**31) if isinstance(a, int) else type(a)
-        for a in arguments
-    ], *how.values())  # fmt: skip
-    found = _launchers.get(kind)
+    device = torch._C._cuda_getDevice()
+    count = _pointers(kernel)
+    tensors, rest = arguments[:count], arguments[count:]
+    pointers = [t if t is None else t.data_ptr() for t in tensors]
+    odd = 0
+    for p in pointers:
+        odd |= p or 0
+    key = (
+        kernel, device, odd & 15 and (*[p and p & 15 for p in pointers],),
+        *[t if t is None else t.dtype for t in tensors], *rest, *how.values(),
+    )  # fmt: skip
+    found = _kernels.get(key)
     if found is None:
-        names = kernel.arg_names[len(arguments) :]
-        _launchers[kind] = kernel[grid](*arguments, **how), tuple(how[name] for name in names)
-    else:
-        stream = torch._C._cuda_getCurrentRawStream(device)
-        found[0][grid[0], 1, 1](*arguments, *found[1], stream=stream)
-
-
-def in_both_variants(kernel: Any, grid: tuple[int], arguments: tuple, *, even: bool, **how: Any) -> None:
-    """Launch ``kernel`` with ``EVEN=even``; at the first launch of its kind compile the other variant too.
-
-    So a later image size waits for no compiler, whether it is a whole number of tiles or not.
-    """
-    kind = (kernel, *(t.dtype if isinstance(t, torch.Tensor) else None for t in arguments), *how.values())
-    if kind not in _compiled and not interpreted():
-        kernel.warmup(*arguments, grid=grid, EVEN=not even, **how)
-        _compiled.add(kind)
-    launch(kernel, grid, *arguments, EVEN=even, **how)
+        if len(_kernels) >= _MOST_KINDS:
+            _kernels.clear()
+        _kernels[key] = _compile(kernel, grid, arguments, how, twin or {})
+        return
+    stream = torch._C._cuda_getCurrentRawStream(device)
+    found.run(
+        grid[0], 1, 1, stream, found.function, found.metadata, None, None, None, *pointers, *rest, *found.constants
+    )

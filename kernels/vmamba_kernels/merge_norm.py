@@ -204,13 +204,13 @@ def merge_norm_forward(
     Raises:
         ValueError: on a wrong shape or device.
     """
-    parts = (parts.unsqueeze(1) if parts.dim() == 3 else parts).contiguous()
-    merged = None
-    if save:
-        merged = _launch.empty(
-            (parts.shape[0], *parts.shape[2:]), dtype=accumulator_dtype(parts.dtype), device=parts.device
-        )
-    return _forward(parts, None, None, merged, weight, bias, gate, eps, out_dtype or parts.dtype), merged
+    parts = parts.contiguous()
+    K = parts.shape[1] if parts.dim() == 4 else 1
+    one = parts[:, 0] if parts.dim() == 4 else parts
+    merged = _launch.empty_like(one, accumulator_dtype(parts.dtype)) if save else None
+    out = _launch.empty_like(one, out_dtype)
+    _forward(parts, K, None, None, out, merged, weight, bias, gate, eps)
+    return out, merged
 
 
 def merge_norm_backward(
@@ -257,25 +257,25 @@ def add_norm_forward(
     """x + scale * branch and its LayerNorm.
 
     Args:
-        x: [B, L, D] float16, bfloat16 or float32.
-        branch: [B, L, D] in the dtype of x; None: the sum is x.
+        x: [B, ..., D] float16, bfloat16 or float32.
+        branch: the same shape and dtype; None: the sum is x.
         scale: [B] float32, of each image's branch; None for 1.
         weight: [D] scale of the norm.
         bias: [D] shift of the norm.
         eps: added to the variance.
 
     Returns:
-        The sum (x itself without ``branch``) and its norm, [B, L, D] in the dtype of x.
+        The sum (x itself without ``branch``) and its norm, in the shape and dtype of x.
 
     Raises:
         ValueError: on a wrong shape or device.
     """
     x = x.contiguous()
-    total = None
+    total, out = None, _launch.empty_like(x)
     if branch is not None:
-        check_shape("branch", branch, tuple(x.shape), "(B, L, D)")
-        branch, total = branch.contiguous(), _launch.empty(tuple(x.shape), dtype=x.dtype, device=x.device)
-    out = _forward(x.unsqueeze(1), branch, scale, total, weight, bias, None, eps, x.dtype)
+        check_shape("branch", branch, x.shape, "that of x")
+        branch, total = branch.contiguous(), _launch.empty_like(x)
+    _forward(x, 1, branch, scale, out, total, weight, bias, None, eps)
     return (x if total is None else total), out
 
 
@@ -292,15 +292,15 @@ def add_norm_backward(
     """Gradients of ``add_norm_forward``; deterministic.
 
     Args:
-        dout: [B, L, D] gradient to the norm.
-        dtotal: [B, L, D] gradient to the sum from elsewhere, or None.
+        dout: [B, ..., D] gradient to the norm.
+        dtotal: the same shape: gradient to the sum from elsewhere, or None.
         total: the sum that ``add_norm_forward`` returned.
         scale: as given to the forward.
         weight: as given to the forward.
         bias: as given to the forward.
         eps: as given to the forward.
     """
-    dtotal = dtotal.contiguous() if dtotal is not None else None
+    dtotal, total = dtotal.contiguous() if dtotal is not None else None, total.contiguous()
     dx, dbranch, _, dweight, dbias = _backward(dout, dtotal, total, scale, weight, bias, None, eps, total.dtype)
     return AddNormGradients(dx, dx if dbranch is None else dbranch, dweight, dbias)
 
@@ -309,49 +309,53 @@ def _rows_per_block(DP: int) -> int:
     return max(1, min(16, 2048 // DP))
 
 
-def _forward(parts, branch, scale, merged, weight, bias, gate, eps, out_dtype) -> torch.Tensor:
-    B, K, L, D = parts.shape
-    _check_norm((B, L, D), parts, weight, bias, gate, scale)
-    gate = rows_contiguous(gate) if gate is not None else None
-    out = _launch.empty((B, L, D), dtype=out_dtype, device=parts.device)
+def _forward(parts, K, branch, scale, out, merged, weight, bias, gate, eps) -> None:
+    """Fill out and merged [B, ..., D]; parts is [B, K, ..., D]."""
+    B, D = out.shape[0], out.shape[-1]
+    _check_norm(out, parts, weight, bias, gate, scale)
+    gate_sb = gate_sl = 0
+    if gate is not None:
+        gate = rows_contiguous(gate)
+        gate_sb, gate_sl, _ = gate.stride()
     if out.numel():
+        L = out.numel() // (B * D)
         DP = _launch.pow2(D, 1)
         rows = _rows_per_block(DP)
         _launch.launch(
             merge_norm_fwd_kernel, (B * _launch.cdiv(L, rows),),
-            parts, branch, scale, weight, bias, gate, out, merged,
-            gate.stride(0) if gate is not None else 0, gate.stride(1) if gate is not None else 0, B, L, eps,
+            parts, branch, scale, weight, bias, gate, out, merged, gate_sb, gate_sl, B, L, eps,
             D=D, DP=DP, K=K, ROWS=rows, HAS_BRANCH=branch is not None, HAS_SCALE=scale is not None,
             HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, HAS_GATE=gate is not None,
             SAVE=merged is not None, num_warps=4,
         )  # fmt: skip
-    return out
 
 
 def _backward(
     dout, dsum, merged, scale, weight, bias, gate, eps, dtype
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """Gradients to the sum, the scaled branch, the gate, weight and bias."""
-    B, L, D = merged.shape
-    check_shape("dout", dout, (B, L, D), "(B, L, D)")
-    _check_norm((B, L, D), merged, weight, bias, gate, scale)
-    dout = dout.contiguous()
-    gate = rows_contiguous(gate) if gate is not None else None
-    dmerged = _launch.empty((B, L, D), dtype=dtype, device=merged.device)
-    dbranch = _launch.empty((B, L, D), dtype=dtype, device=merged.device) if scale is not None else None
-    dgate = _launch.empty((B, L, D), dtype=gate.dtype, device=merged.device) if gate is not None else None
+    """Gradients to the sum [B, ..., D], the scaled branch, the gate, weight and bias."""
+    B, D = merged.shape[0], merged.shape[-1]
+    check_shape("dout", dout, merged.shape, "that of the sum")
+    _check_norm(merged, dout, weight, bias, gate, scale)
+    dout, dgate, gate_sb, gate_sl = dout.contiguous(), None, 0, 0
+    dmerged = _launch.empty_like(merged, dtype)
+    dbranch = _launch.empty_like(merged, dtype) if scale is not None else None
+    if gate is not None:
+        gate = rows_contiguous(gate)
+        gate_sb, gate_sl, _ = gate.stride()
+        dgate = _launch.empty_like(gate)
     DP = _launch.pow2(D, 1)
     rows = _rows_per_block(DP)
-    blocks = _launch.cdiv(B * L, rows)
+    tokens = merged.numel() // D
+    blocks = _launch.cdiv(tokens, rows)
     per_program = max(1, _launch.cdiv(blocks, 2048))
     programs = _launch.cdiv(blocks, per_program)
     dparams = _launch.empty((2, programs, D), dtype=torch.float32, device=merged.device)
     if programs:
         _launch.launch(
             merge_norm_bwd_kernel, (programs,),
-            dout, dsum, merged, scale, weight, bias, gate, dmerged, dbranch, dgate, dparams,
-            gate.stride(0) if gate is not None else 0, gate.stride(1) if gate is not None else 0,
-            B * L, L, per_program, eps, D=D, DP=DP, ROWS=rows, HAS_DSUM=dsum is not None,
+            dout, dsum, merged, scale, weight, bias, gate, dmerged, dbranch, dgate, dparams, gate_sb, gate_sl,
+            tokens, tokens // B, per_program, eps, D=D, DP=DP, ROWS=rows, HAS_DSUM=dsum is not None,
             HAS_SCALE=scale is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
             HAS_GATE=gate is not None, num_warps=4,
         )  # fmt: skip
@@ -359,13 +363,13 @@ def _backward(
     return dmerged, dbranch, dgate, dweight, dbias
 
 
-def _check_norm(shape, parts, weight, bias, gate, scale) -> None:
+def _check_norm(like, parts, weight, bias, gate, scale) -> None:
     check_device(parts=parts, weight=weight, bias=bias, gate=gate, scale=scale)
-    D = shape[-1]
+    D = like.shape[-1]
     for name, t in (("weight", weight), ("bias", bias)):
         if t is not None:
             check_shape(name, t, (D,), "(D,)")
     if gate is not None:
-        check_shape("gate", gate, shape, "(B, L, D)")
+        check_shape("gate", gate, like.shape, "(B, L, D)")
     if scale is not None:
-        check_shape("scale", scale, shape[:1], "(B,)")
+        check_shape("scale", scale, like.shape[:1], "(B,)")

@@ -7,6 +7,7 @@
 Mamba (Gu and Dao 2023, equations 2a, 2b, 4), with the four orders of VMamba (Liu et al. 2024, section 4.2).
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -58,12 +59,30 @@ class _Problem(NamedTuple):
         return self.N > 1 or self.own
 
 
+class _Kind(NamedTuple):
+    """What is checked of a tensor."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
 def _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, width) -> _Problem:
-    check_device(x=x, proj=proj, dt_weight=dt_weight, dt_bias=dt_bias, A_log=A_log, D_skip=D_skip, index=index)
-    own = x.dim() == 4
+    tensors = {
+        "x": x, "proj": proj, "dt_weight": dt_weight, "dt_bias": dt_bias, "A_log": A_log, "D_skip": D_skip,
+        "index": index,
+    }  # fmt: skip
+    check_device(**tensors)
+    kinds = [_Kind(t.shape, t.dtype) if t is not None else None for t in tensors.values()]
+    return _problem(*kinds, order, height, width)
+
+
+@lru_cache(maxsize=1024)
+def _problem(x, proj, dt_weight, dt_bias, A_log, D_skip, index, order, height, width) -> _Problem:
+    """The sizes of a call, from a `_Kind` for each tensor; found once for calls of one kind."""
+    own = len(x.shape) == 4
     axes_of_x = 4 if own else 3
     for name, t, axes in (("x", x, axes_of_x), ("proj", proj, 4), ("dt_weight", dt_weight, 3), ("A_log", A_log, 3)):
-        if t.dim() != axes:
+        if len(t.shape) != axes:
             raise ValueError(f"{name} has shape {tuple(t.shape)}, expected {axes} axes")
     for name, t in (("x", x), ("proj", proj)):
         if t.dtype not in (torch.float16, torch.bfloat16, torch.float32):
@@ -90,7 +109,7 @@ def _check(x, proj, dt_weight, dt_bias, A_log, D_skip, order, index, height, wid
         )
     check_shape("proj", proj, (B, L, K, R + 2 * N if has_c else R + 1), "(B, L, K, R + 2N)")
     if index is not None:
-        if index.dim() != 2 or index.shape[0] != K or index.dtype != torch.int32:
+        if len(index.shape) != 2 or index.shape[0] != K or index.dtype != torch.int32:
             raise ValueError(f"index has shape {tuple(index.shape)}, dtype {index.dtype}; expected int32 ({K}, visits)")
         return _Problem(B, L, D, K, N, R, has_c, own, _TABLE, index.shape[1], 1, L, x.dtype == torch.float32)
     if order not in _ORDERS:
@@ -187,13 +206,12 @@ def ss2d_forward(
             scan = _general(p, x, proj, dt_weight, dt_bias, A_log, D_skip, index)
             entry = segment_entries(scan, scan.x, span * TILE, adjoint=False)
         grid = (p.B // images * segments * per_image,)
-        _launch.in_both_variants(
+        even = p.visits % TILE == 0
+        _launch.launch(
             ss2d_fwd_kernel_n1, grid,
-            (
-                x, proj, dt_weight, dt_bias, A_log, D_skip, y, states, A_log if entry is None else entry, index,
-                x.stride(0), p.B, segments, span, images, p.L, p.visits, p.height, p.width, -(-(2**32) // p.height),
-            ),
-            even=p.visits % TILE == 0,
+            x, proj, dt_weight, dt_bias, A_log, D_skip, y, states, A_log if entry is None else entry, index,
+            x.stride(0), p.B, segments, span, images, p.L, p.visits, p.height, p.width, -(-(2**32) // p.height),
+            EVEN=even, twin={"EVEN": not even},
             X_ROW=x.stride(1), D=p.D, K=p.K, R=p.R, SUB=sub, STAGES=stages, ORDER=p.order,
             HAS_C=p.has_c, HAS_BIAS=dt_bias is not None, HAS_SKIP=D_skip is not None, SAVE=save_states,
             PRECISE=p.precise, FAST=fast_math(), num_warps=1, maxnreg=registers,
@@ -263,15 +281,14 @@ def ss2d_backward(
         if segments > 1:
             scan = _general(p, x, proj, dt_weight, dt_bias, A_log, D_skip, index)
             entry = segment_entries(scan, _per_direction(dy, p.K), span * TILE, adjoint=True)
-        _launch.in_both_variants(
+        even = p.visits % TILE == 0
+        _launch.launch(
             ss2d_bwd_kernel_n1, (groups * blocks * p.K,),
-            (
-                dy, x, proj, dt_weight, dt_bias, A_log, D_skip, states,
-                dx, dbc, dz, dvec, A_log if entry is None else entry, index,
-                x.stride(0), dy.stride(0), 0 if merged else dy.stride(1),
-                p.B, segments, span, images, p.L, p.visits, p.height, p.width, -(-(2**32) // p.height),
-            ),
-            even=p.visits % TILE == 0,
+            dy, x, proj, dt_weight, dt_bias, A_log, D_skip, states,
+            dx, dbc, dz, dvec, A_log if entry is None else entry, index,
+            x.stride(0), dy.stride(0), 0 if merged else dy.stride(1),
+            p.B, segments, span, images, p.L, p.visits, p.height, p.width, -(-(2**32) // p.height),
+            EVEN=even, twin={"EVEN": not even},
             X_ROW=x.stride(1), DY_ROW=dy.stride(-2), D=p.D, K=p.K, R=p.R, STAGES=stages,
             ORDER=p.order, HAS_C=p.has_c, HAS_BIAS=dt_bias is not None, HAS_SKIP=D_skip is not None,
             PRECISE=p.precise, FAST=fast_math(), num_warps=1, maxnreg=registers,

@@ -17,4 +17,8 @@ def _poison(monkeypatch):
     def poisoned(*args, **kwargs):
         return torch.empty(*args, **kwargs).fill_(float("nan"))
 
+    def poisoned_like(t, dtype=None):
+        return poisoned(t.shape, dtype=dtype or t.dtype, device=t.device)
+
     monkeypatch.setattr(_launch, "empty", poisoned)
+    monkeypatch.setattr(_launch, "empty_like", poisoned_like)

@@ -31,7 +31,9 @@ def pack_gradients(grads: Sequence[Tensor | None], arguments: Sequence[Tensor | 
     """Gradients as a backward operator returns them: in the argument's dtype and layout, empty for an absent one."""
     like = next(t for t in arguments if t is not None)
     return [
-        in_layout_of(t, g.to(t.dtype)) if t is not None and g is not None else like.new_empty(0)
+        like.new_empty(0) if t is None or g is None
+        else g if g.dtype is t.dtype and g.is_contiguous() and t.is_contiguous()
+        else in_layout_of(t, g.to(t.dtype))
         for g, t in zip(grads, arguments, strict=True)]
 
 
@@ -77,7 +79,7 @@ def shortcut(
         backward: Likewise.
         cast: Names of arguments that :func:`cast_under_autocast` casts.
     """
-    op = getattr(torch.ops.vmamba, name)
+    op = getattr(torch.ops.vmamba, name).default
     positions = _positions(name, cast)
 
     class Direct(torch.autograd.Function):
@@ -92,20 +94,33 @@ def shortcut(
         def backward(ctx: Any, *gradients: Any) -> Any:
             return backward(ctx, *gradients)
 
+    apply = Direct.apply
+
     def call(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling() or not _is_plain(arguments[0]):
+        if not is_plain(arguments[0]):
             return op(*arguments)
         if positions and torch.is_autocast_enabled("cuda"):
             arguments = _cast(arguments, positions, torch.get_autocast_dtype("cuda"))
-        return (Direct.apply if torch.is_grad_enabled() else forward)(*arguments)
+        return apply(*arguments) if torch.is_grad_enabled() else forward(*arguments)
 
     return call
 
 
-def _is_plain(x: Any) -> bool:
-    """Whether x is a CUDA tensor that no tracer, mode or transform follows."""
+def direct(name: str, implementation: Callable) -> Callable:
+    """Operator ``name`` of a backward as a function that leaves out the dispatcher, as :func:`shortcut` does."""
+    op = getattr(torch.ops.vmamba, name).default
+
+    def call(*arguments: Any) -> Any:
+        return (implementation if is_plain(arguments[0]) else op)(*arguments)
+
+    return call
+
+
+def is_plain(x: Any) -> bool:
+    """Whether x is a CUDA tensor that no compiler, tracer, mode or transform follows."""
     return (
-        type(x) in (Tensor, torch.nn.Parameter) and x.is_cuda and not torch._C._get_tracing_state()
+        not torch.compiler.is_compiling()
+        and type(x) in (Tensor, torch.nn.Parameter) and x.is_cuda and not torch._C._get_tracing_state()
         and not torch._C._len_torch_dispatch_stack() and not torch._C._len_torch_function_stack()
         and torch._C._functorch.peek_interpreter_stack() is None)
 
@@ -115,7 +130,10 @@ def _positions(name: str, arguments: Sequence[str]) -> frozenset[int]:
     return frozenset(i for i, argument in enumerate(schema.arguments) if argument.name in arguments)
 
 
-def _cast(given: Sequence[Any], positions: frozenset[int], dtype: torch.dtype) -> tuple:
-    return tuple(
-        a.to(dtype) if i in positions and a is not None and a.dtype != torch.float64 else a
-        for i, a in enumerate(given))
+def _cast(given: Sequence[Any], positions: frozenset[int], dtype: torch.dtype) -> Sequence[Any]:
+    arguments = list(given)
+    for i in positions:
+        a = arguments[i]
+        if a is not None and a.dtype is not dtype and a.dtype is not torch.float64:
+            arguments[i] = a.to(dtype)
+    return arguments

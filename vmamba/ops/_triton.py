@@ -76,7 +76,7 @@ def ss2d_norm_forward(
     parts, states = ss2d_forward(
         x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, merge=False, save=save)
     y, merged = vmamba_kernels.merge_norm_forward(
-        parts, *_parameters(norm_weight, norm_bias), eps=eps, gate=gate, out_dtype=x.dtype, save=save)
+        parts, norm_weight, norm_bias, eps=eps, gate=gate, out_dtype=x.dtype, save=save)
     return y, parts.new_empty(0) if merged is None else merged, states
 
 
@@ -87,8 +87,7 @@ def ss2d_norm_backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of (x, proj, dt_weight, dt_bias, A_log, D_skip, norm_weight, norm_bias, gate)."""
     import vmamba_kernels
-    norm = vmamba_kernels.merge_norm_backward(
-        dy, merged, *_parameters(norm_weight, norm_bias), eps=eps, gate=gate)
+    norm = vmamba_kernels.merge_norm_backward(dy, merged, norm_weight, norm_bias, eps=eps, gate=gate)
     scan = ss2d_backward(
         norm.merged, x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, True, states)
     return *scan, norm.weight, norm.bias, norm.gate
@@ -124,9 +123,7 @@ def add_norm_forward(
 ) -> tuple[Tensor, Tensor]:
     """``(total, y)`` in the shape of x."""
     import vmamba_kernels
-    total, y = vmamba_kernels.add_norm_forward(
-        _rows(x), _rows(branch), _float(scale), *_parameters(weight, bias), eps=eps)
-    return total.view(x.shape), y.view(x.shape)
+    return vmamba_kernels.add_norm_forward(x, branch, _float(scale), weight, bias, eps=eps)
 
 
 def add_norm_backward(
@@ -135,10 +132,8 @@ def add_norm_backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of (x, branch, weight, bias); that to an unscaled branch is left out, being that to x."""
     import vmamba_kernels
-    got = vmamba_kernels.add_norm_backward(
-        _rows(dy), _rows(dtotal), _rows(total), _float(scale), *_parameters(weight, bias), eps=eps)
-    branch = got.branch.view(total.shape) if scale is not None else None
-    return got.x.view(total.shape), branch, got.weight, got.bias
+    got = vmamba_kernels.add_norm_backward(dy, dtotal, total, _float(scale), weight, bias, eps=eps)
+    return got.x, got.branch if scale is not None else None, got.weight, got.bias
 
 
 def weights_forward(q: Tensor, k: Tensor, bias: Tensor, window: int, dilated: bool) -> Tensor:
@@ -193,11 +188,6 @@ def ss2d_states_shape(x: Tensor, A_log: Tensor, steps: int) -> tuple[int, ...]:
     return shape(x.shape[0], A_log.shape[0], steps, x.shape[-1], A_log.shape[2])
 
 
-def _rows(t: Tensor | None) -> Tensor | None:
-    """[B, ..., D] as [B, L, D]."""
-    return t.reshape(t.shape[0], -1, t.shape[-1]) if t is not None else None
-
-
 def _float(t: Tensor | None) -> Tensor | None:
     return t.float() if t is not None else None
 
@@ -215,4 +205,6 @@ def _order(
     if order in ("uni", "bidi", "cross"):
         return {"order": order, "height": height, "width": width}
     table = scan_order(order, (height, width), dt_weight.shape[0], x.device)
+    if table.num_tokens != x.shape[1]:
+        raise ValueError(f"x has L = {x.shape[1]} tokens, but the order is for {table.num_tokens}")
     return {"index": table.index, "index_covers": table.covers}

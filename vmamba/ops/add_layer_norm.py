@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import _triton
 from ._backend import resolve_backend
-from ._library import LIBRARY, cast_under_autocast, pack_gradients, shortcut
+from ._library import LIBRARY, cast_under_autocast, direct, pack_gradients, shortcut
 from ._shapes import check_tensor, compute_dtype
 
 __all__ = ["add_layer_norm"]
@@ -146,13 +146,14 @@ def _autograd(ctx: Any, dtotal: Tensor | None, dy: Tensor | None, *_: Tensor | N
             return (None,) * 7
         dbranch = dtotal if scale is None else (dtotal * _per_image(scale, dtotal)).to(dtotal.dtype)
         return dtotal, dbranch, None, None, None, None, None
-    dx, dbranch, dweight, dbias = torch.ops.vmamba.add_layer_norm_backward(
+    dx, dbranch, dweight, dbias = _differentiate(
         dy, dtotal if ctx.branched else None, total, mean, rstd, scale, weight, bias, ctx.eps, ctx.backend)
     if scale is None:
         dbranch = dx
     return dx, dbranch if ctx.branched else None, None, dweight, dbias, None, None
 
 
+_differentiate = direct("add_layer_norm_backward", _backward)
 torch.library.register_autograd("vmamba::add_layer_norm", _autograd, setup_context=_setup_context, lib=LIBRARY)
 _CAST = ("x", "branch")
 cast_under_autocast("add_layer_norm", _CAST)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _triton
 from ._backend import resolve_backend
-from ._library import LIBRARY, cast_under_autocast, fake_gradients, pack_gradients, shortcut, unpack_gradients
+from ._library import LIBRARY, cast_under_autocast, direct, fake_gradients, pack_gradients, shortcut, unpack_gradients
 from ._shapes import check_tensor
 
 __all__ = ["depthwise_conv_silu"]
@@ -55,10 +55,10 @@ LIBRARY.define(
 def _forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    _check(x, weight, bias)
     if resolve_backend(backend, x) == "triton":
         # the kernel's backward convolves again, which costs less than keeping what it gives
         return _triton.depthwise_conv_silu_forward(x, weight, bias), x.new_empty(0)
+    _check(x, weight, bias)
     conv = F.conv2d(
         x.permute(0, 3, 1, 2), weight.to(x.dtype), bias.to(x.dtype) if bias is not None else None, padding=1,
         groups=x.shape[3]).permute(0, 2, 3, 1).contiguous()
@@ -105,10 +105,11 @@ def _autograd(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple:
     if dy is None:
         return None, None, None, None
     conv, *tensors = ctx.saved_tensors
-    grads = torch.ops.vmamba.depthwise_conv_silu_backward(dy, conv, *tensors, ctx.backend)
+    grads = _differentiate(dy, conv, *tensors, ctx.backend)
     return (*unpack_gradients(grads, tensors), None)
 
 
+_differentiate = direct("depthwise_conv_silu_backward", _backward)
 torch.library.register_autograd("vmamba::depthwise_conv_silu", _autograd, setup_context=_setup_context, lib=LIBRARY)
 _CAST = ("x",)
 cast_under_autocast("depthwise_conv_silu", _CAST)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _triton
 from ._backend import resolve_backend
-from ._library import LIBRARY, cast_under_autocast, fake_gradients, pack_gradients, shortcut, unpack_gradients
+from ._library import LIBRARY, cast_under_autocast, direct, fake_gradients, pack_gradients, shortcut, unpack_gradients
 from ._shapes import check_tensor
 
 __all__ = ["gelu_linear"]
@@ -97,10 +97,11 @@ def _autograd(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple:
     if dy is None:
         return None, None, None, None
     activation, *tensors = ctx.saved_tensors
-    grads = torch.ops.vmamba.gelu_linear_backward(dy, activation, *tensors, ctx.backend)
+    grads = _differentiate(dy, activation, *tensors, ctx.backend)
     return (*unpack_gradients(grads, tensors), None)
 
 
+_differentiate = direct("gelu_linear_backward", _backward)
 torch.library.register_autograd("vmamba::gelu_linear", _autograd, setup_context=_setup_context, lib=LIBRARY)
 _CAST = ("x", "weight", "bias")
 cast_under_autocast("gelu_linear", _CAST)

@@ -11,7 +11,7 @@ from vmamba.scans import ScanOrder
 
 from . import _torch_ss2d, _triton
 from ._backend import resolve_backend
-from ._library import LIBRARY, fake_gradients, pack_gradients, shortcut, unpack_gradients
+from ._library import LIBRARY, direct, fake_gradients, pack_gradients, shortcut, unpack_gradients
 from ._shapes import check_ss2d_scan, check_tensor, compute_dtype
 from .reference import ss2d_scan_norm_reference
 from .ss2d_scan import order_arguments, saved_states_dtype, saved_states_shape
@@ -96,11 +96,10 @@ def _forward(
         order: str, height: int, width: int, index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor,
         gate: Tensor | None, eps: float, backend: str, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check(
-        x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, norm_weight, norm_bias, gate)
     arguments = (x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index)
-    if resolve_backend(backend, x) == "triton":
+    if resolve_backend(backend, x) == "triton":     # the kernels check what they are given
         return _triton.ss2d_norm_forward(*arguments, norm_weight, norm_bias, gate, eps, save)
+    _check(*arguments, norm_weight, norm_bias, gate)
     dtype = compute_dtype(x)
     merged, states = _torch_ss2d.forward(*arguments, merge=True, out_dtype=dtype)
     y = F.layer_norm(merged, (x.shape[2],), norm_weight.to(dtype), norm_bias.to(dtype), eps)
@@ -181,12 +180,13 @@ def _autograd(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple:
     if dy is None:
         return (None,) * 16
     merged, states, index, *tensors = ctx.saved_tensors
-    grads = torch.ops.vmamba.ss2d_scan_norm_backward(
+    grads = _differentiate(
         dy, merged, states, *tensors[:6], ctx.order, ctx.height, ctx.width, index, *tensors[6:], ctx.eps, ctx.backend)
     present = unpack_gradients(grads, tensors)
     return (*present[:6], None, None, None, None, *present[6:], None, None, None)
 
 
+_differentiate = direct("ss2d_scan_norm_backward", _backward)
 torch.library.register_autograd(
     "vmamba::ss2d_scan_norm_saving", _autograd, setup_context=_setup_context, lib=LIBRARY)
 _saving = shortcut("ss2d_scan_norm_saving", _forward, _setup_context, _autograd)
