@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the digit scenes (`vmamba.data.digit_scenes`) as a dataset for mmdetection and mmsegmentation.
 
-    python tools/make_digit_scenes.py                       # 1200 + 200 scenes of 160x160 into data/digit_scenes
+    python tools/make_digit_scenes.py                       # 4000 + 200 scenes of 160x160 into data/digit_scenes
     python tools/make_digit_scenes.py --output DIR --train 400 --validation 100 --size 128
     python tools/make_digit_scenes.py --classification --output data/one_digit --size 64 --train 4000 --validation 800
 
@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--output", type=Path, default=Path("data/digit_scenes"), metavar="DIR", help="folder to make")
-    add("--train", type=int, default=1200, metavar="N", help="training scenes (default 1200)")
+    add("--train", type=int, default=4000, metavar="N", help="training scenes (default 4000)")
     add("--validation", type=int, default=200, metavar="N", help="validation scenes (default 200)")
     add("--size", type=int, default=160, metavar="N", help="height and width in pixels (default 160)")
     add("--seed", type=int, default=0, metavar="N", help="random seed (default 0)")

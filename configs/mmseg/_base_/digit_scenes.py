@@ -1,4 +1,4 @@
-"""Digit scenes (``tools/make_digit_scenes.py``) with label maps; a short schedule for a backbone that knows digits."""
+"""Digit scenes (``tools/make_digit_scenes.py``) with label maps; a schedule of minutes on a GPU, for a backbone that knows digits."""
 _size = (160, 160)
 _dataset = dict(
     type="BaseSegDataset",
@@ -39,9 +39,9 @@ test_pipeline = [
     dict(type="PackSegInputs"),
 ]
 train_dataloader = dict(
-    batch_size=8,
-    num_workers=0,
-    persistent_workers=False,
+    batch_size=32,
+    num_workers=4,
+    persistent_workers=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         data_prefix=dict(img_path="images/train", seg_map_path="labels/train"), pipeline=train_pipeline, **_dataset))
@@ -60,13 +60,13 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
-_iters = 5000
+_iters = 3500
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=500)
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=3e-3, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
-    paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0), backbone=dict(lr_mult=0.15))))
+    paramwise_cfg=dict(custom_keys=dict(norm=dict(decay_mult=0.0), backbone=dict(lr_mult=0.3))))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type="CosineAnnealingLR", by_epoch=False, begin=100, end=_iters, eta_min=1e-5),
