@@ -60,7 +60,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
-_iters = 3500
+_iters = 2500
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=500)
 optim_wrapper = dict(
     type="OptimWrapper",
