@@ -6,7 +6,8 @@ from tests.kernels.support.checks import check_neighborhood
 
 
 def inputs(B, H, W, n, D, window, dtype=torch.float32, device="cpu"):
-    q, k, v = torch.randn(3, B, H, W, n, D, device=device).to(dtype)
+    q, k, v = torch.randn(3, B, H, W, n, D, device=device)
+    q, k, v = (q * D**-0.5).to(dtype), k.to(dtype), v.to(dtype)
     return q, k, v, torch.randn(n, 2 * window - 1, 2 * window - 1, device=device)
 
 
