@@ -105,7 +105,7 @@ def launch(kernel: Any, grid: tuple[int], *arguments: Any, twin: dict[str, Any] 
     constants is kept. Its hooks for profilers, which cost as much as the rest, are called at the first launch only.
 
     Args:
-        kernel: Its pointers come first, and have names that end in "_ptr".
+        kernel: Its pointers come first, the very first not None, and have names that end in "_ptr".
         grid: Number of programs.
         arguments: Tensors (or None) and numbers.
         twin: Constants that another image size may need; compiled as well at the first launch of a kind, so that
@@ -115,9 +115,13 @@ def launch(kernel: Any, grid: tuple[int], *arguments: Any, twin: dict[str, Any] 
     if interpreted():
         kernel[grid](*arguments, **how)
         return
-    device = torch._C._cuda_getDevice()
     count = _pointers(kernel)
     tensors, rest = arguments[:count], arguments[count:]
+    device = tensors[0].get_device()
+    if device != torch._C._cuda_getDevice():  # the addresses mean nothing on another device
+        with torch.cuda.device(device):
+            launch(kernel, grid, *arguments, twin=twin, **how)
+        return
     pointers = [t if t is None else t.data_ptr() for t in tensors]
     odd = 0
     for p in pointers:
