@@ -1,4 +1,4 @@
-"""The scan as ONNX: each of its forms against the step-by-step reference, at several batches and sizes of one file."""
+"""The scans as ONNX: each of their forms against the step-by-step reference, at several batches and sizes of one file."""
 import numpy as np
 import onnxruntime
 import pytest
@@ -6,6 +6,8 @@ import torch
 
 from vmamba.export.onnx_scan import CHUNK, _softplus, to_onnx
 from vmamba.export.operators import InTorch
+from vmamba.layers import ChannelScan, ContinuousMixer
+from vmamba.ops import selective_scan
 from vmamba.ops import ss2d_scan as operator
 from vmamba.scans import default_directions, scan_order
 
@@ -45,6 +47,32 @@ class Scan(torch.nn.Module):
             backend="reference")
 
 
+class Positions(torch.nn.Module):
+    """A scan along the last axis of a map [B, H, W, D], of both halves of its rows' positions apart, each a group."""
+
+    def __init__(self, states, bias_and_skip):
+        super().__init__()
+        self.project = torch.nn.Parameter(torch.randn(2 * states, CHANNELS, CHANNELS))
+        self.A = torch.nn.Parameter(-torch.rand(2, 1, states))
+        self.bias = torch.nn.Parameter(torch.randn(2)) if bias_and_skip else None
+        self.states = states
+
+    def arguments(self, maps):
+        batch, H, W = maps.shape[:3]
+        positions = H * W
+        u = torch.cat([maps, maps.flip(3)], dim=1).reshape(batch, 2 * positions, CHANNELS)
+        rows = torch.einsum("bhwd,ned->bne", maps, self.project) / positions
+        B, C = (t.reshape(batch, 1, self.states, CHANNELS).expand(-1, 2, -1, -1) for t in rows.chunk(2, dim=1))
+        each = None if self.bias is None else self.bias.unsqueeze(1).expand(-1, positions).flatten()
+        return (u, u.roll(1, 2), self.A.expand(-1, positions, -1).flatten(0, 1), B, C, each, None, each, True)
+
+    def forward(self, maps):
+        return torch.ops.vmamba.selective_scan(*self.arguments(maps), None)[0]
+
+    def reference(self, maps):
+        return selective_scan(*self.arguments(maps), backend="reference")
+
+
 def through_onnx(module):
     """A function of maps that onnxruntime runs, whose batch, height and width are free."""
     free = dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
@@ -54,6 +82,15 @@ def through_onnx(module):
     session = onnxruntime.InferenceSession(
         to_onnx(program).model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
     return lambda maps: torch.from_numpy(session.run(["logits"], {"images": maps.numpy()})[0])
+
+
+def assert_equals_the_reference(scan):
+    run = through_onnx(scan)
+    for shape in SHAPES:
+        maps = torch.randn(*shape, CHANNELS)
+        with torch.no_grad():
+            expected = scan.reference(maps)
+        torch.testing.assert_close(run(maps), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", [
@@ -67,12 +104,36 @@ def through_onnx(module):
     {"order": "atrous", "states": 1, "skip": False},
 ], ids=lambda form: "-".join(f"{key}={value}" for key, value in form.items()))
 def test_equals_the_reference_at_every_size(form):
-    scan = Scan(**form)
-    run = through_onnx(scan)
-    for shape in SHAPES:
+    assert_equals_the_reference(Scan(**form))
+
+
+@pytest.mark.parametrize(("states", "bias_and_skip"), [(1, True), (3, False)])
+def test_selective_scan_equals_the_reference_at_every_size(states, bias_and_skip):
+    assert_equals_the_reference(Positions(states, bias_and_skip))
+
+
+@pytest.mark.parametrize("argument", ["gate", "softplus", "initial state"])
+def test_what_no_model_asks_of_selective_scan_is_refused(argument):
+    class Other(Positions):
+        def forward(self, maps):
+            u, delta, A, B, C, D, z, bias, softplus = self.arguments(maps)
+            if argument == "gate":
+                z = u
+            softplus = argument != "softplus"
+            state = u.new_zeros(*u.shape[:2], self.states) if argument == "initial state" else None
+            return torch.ops.vmamba.selective_scan(u, delta, A, B, C, D, z, bias, softplus, state)[0]
+
+    with pytest.raises(torch.onnx.OnnxExporterError, match="no model of the suite calls selective_scan without"):
+        through_onnx(Other(2, True))
+
+
+@pytest.mark.parametrize("layer", [ContinuousMixer(CHANNELS, 3), ChannelScan(CHANNELS, 5, 2)], ids=type)
+def test_a_layer_with_a_scan_of_its_own_kind(layer):
+    run = through_onnx(layer)
+    for shape in SHAPES[1:]:
         maps = torch.randn(*shape, CHANNELS)
         with torch.no_grad():
-            expected = scan.reference(maps)
+            expected = layer(maps)
         torch.testing.assert_close(run(maps), expected, rtol=1e-5, atol=1e-5)
 
 
