@@ -1,4 +1,4 @@
-"""The scans as ONNX: each of their forms against the step-by-step reference, at several batches and sizes of one file."""
+"""Scans as ONNX: each of their forms against the step-by-step reference, at several batches and sizes of one file."""
 import numpy as np
 import onnxruntime
 import pytest

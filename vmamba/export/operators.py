@@ -43,7 +43,9 @@ class _Replacing(TorchFunctionMode):
 
     def __init__(self, functions: Mapping[str, Callable]) -> None:
         super().__init__()
-        self.functions = {getattr(torch.ops.vmamba, name): function for name, function in functions.items()}
+        self.functions: dict[Any, Callable] = {
+            getattr(torch.ops.vmamba, name): function for name, function in functions.items()}
+        self.functions[F.adaptive_avg_pool2d] = _adaptive_avg_pool2d
         self.orders: dict[tuple, ScanOrder] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
@@ -154,6 +156,22 @@ def _neighborhood_weights(
 def _neighborhood_apply(
         _: _Replacing, weights: Tensor, v: Tensor, window: int, dilated: bool, backend: str = "auto") -> Tensor:
     return _torch_neighborhood.apply_forward(weights, v, window, dilated)
+
+
+def _adaptive_avg_pool2d(_: _Replacing, x: Tensor, output_size: tuple[int, int] | int) -> Tensor | None:
+    """Two products with averages: PyTorch's own decomposition holds for the size of the example only."""
+    if not isinstance(output_size, tuple):
+        return None  # stays as it is
+    rows, columns = (_averages(int(cells), size, x) for cells, size in zip(output_size, x.shape[2:], strict=True))
+    return rows @ x @ columns.t()
+
+
+def _averages(cells: int, size: int, like: Tensor) -> Tensor:
+    """What each of the positions along a side gives to the mean of each cell, ``[cells, size]``."""
+    cell, position = (torch.arange(n, device=like.device) for n in (cells, size))
+    begin, end = cell * size // cells, ((cell + 1) * size + cells - 1) // cells
+    inside = (position >= begin.unsqueeze(1)) & (position < end.unsqueeze(1))
+    return inside.to(like.dtype) / (end - begin).unsqueeze(1).to(like.dtype)
 
 
 FUSED: dict[str, Callable] = {
