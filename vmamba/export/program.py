@@ -34,7 +34,7 @@ def trace(model: nn.Module, input_size: Sequence[int], fixed_size: bool) -> Expo
     try:
         with torch.no_grad():
             return torch.export.export(model, (example,), dynamic_shapes=(free,), strict=False)
-    except (torch._dynamo.exc.UserError, RuntimeError) as error:
+    except (torch._dynamo.exc.UserError, RuntimeError, ValueError) as error:  # ValueError: of a random scan order
         reason = " ".join(str(error).split())[:200]
         what = "a free batch" if fixed_size else "images of any size, try --fixed-size"
         raise UserError(f"the model cannot be traced for {what}: {reason}") from error
