@@ -7,7 +7,8 @@ import torch
 from vmamba.export import onnx_scan
 from vmamba.export.onnx_scan import CHUNK, _softplus, to_onnx
 from vmamba.export.operators import InTorch
-from vmamba.layers import ChannelScan, ContinuousMixer
+from vmamba.export.program import trace
+from vmamba.layers import ChannelScan, ContinuousMixer, from_windows, to_windows
 from vmamba.ops import selective_scan
 from vmamba.ops import ss2d_scan as operator
 from vmamba.scans import default_directions, scan_order
@@ -80,6 +81,10 @@ def through_onnx(module):
     with torch.no_grad():
         program = torch.export.export(
             InTorch(module, walks=True), (torch.zeros(2, 8, 6, CHANNELS),), dynamic_shapes=(free,), strict=False)
+    return session_of(program)
+
+
+def session_of(program):
     session = onnxruntime.InferenceSession(
         to_onnx(program).model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
     return lambda maps: torch.from_numpy(session.run(["logits"], {"images": maps.numpy()})[0])
@@ -127,6 +132,27 @@ def test_a_layer_with_a_scan_of_its_own_kind(layer):
         with torch.no_grad():
             expected = layer(maps)
         torch.testing.assert_close(run(maps), expected, rtol=1e-5, atol=1e-5)
+
+
+class Windows(torch.nn.Module):
+    """Turns each window of a map [B, C, H, W] round."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.weight = size, torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        maps = images.permute(0, 2, 3, 1)
+        tokens = to_windows(maps, self.size).flip(1) * self.weight
+        return from_windows(tokens, self.size, *maps.shape[:3])
+
+
+def test_images_of_one_window_are_no_reason_for_one_window():
+    windows = Windows(128)
+    run = session_of(trace(InTorch(windows, walks=True), (1, 128, 128), fixed_size=False))
+    for size in ((128, 128), (128, 200), (260, 128), (300, 390)):
+        images = torch.randn(2, 1, *size)
+        torch.testing.assert_close(run(images), windows(images))
 
 
 def test_strong_and_weak_decay_over_many_chunks():

@@ -27,8 +27,9 @@ def trace(model: nn.Module, input_size: Sequence[int], fixed_size: bool) -> Expo
     free = {0: Dim.DYNAMIC(min=1)}
     if not fixed_size:
         free |= {2: Dim.DYNAMIC(min=1), 3: Dim.DYNAMIC(min=1)}
-        # large enough for every stage, and different from each other, so that nothing is taken to be equal
-        height, width = max(height, 128), max(width, 128) + 32
+        # large enough for more than one token, and more than one window where the model's images have one, in every
+        # stage, and different from each other, so that nothing is taken to be equal
+        height, width = max(2 * height, 128), max(2 * width, 128) + 32
     parameter = next(model.parameters())
     example = torch.zeros(2, channels, height, width, dtype=parameter.dtype, device=parameter.device)
     try:
