@@ -43,9 +43,7 @@ class _Replacing(TorchFunctionMode):
 
     def __init__(self, functions: Mapping[str, Callable]) -> None:
         super().__init__()
-        self.functions: dict[Any, Callable] = {
-            getattr(torch.ops.vmamba, name): function for name, function in functions.items()}
-        self.functions[F.adaptive_avg_pool2d] = _adaptive_avg_pool2d
+        self.functions = TORCHS | {getattr(torch.ops.vmamba, name): function for name, function in functions.items()}
         self.orders: dict[tuple, ScanOrder] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
@@ -174,6 +172,19 @@ def _averages(cells: int, size: int, like: Tensor) -> Tensor:
     return inside.to(like.dtype) / (end - begin).unsqueeze(1).to(like.dtype)
 
 
+def _attention(
+        _: _Replacing, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+        scale: float | None = None, **options: Any,
+) -> Tensor | None:
+    """What it is: with a bias, PyTorch's own decomposition has other strides than the operator that it replaces."""
+    if attn_mask is None or scale is None or options:
+        return None  # stays as it is
+    return (query @ key.transpose(-2, -1) * scale + attn_mask).softmax(-1) @ value
+
+
+TORCHS: dict[Any, Callable] = {
+    F.adaptive_avg_pool2d: _adaptive_avg_pool2d, F.scaled_dot_product_attention: _attention}
+"""Functions of PyTorch that do not survive in every graph."""
 FUSED: dict[str, Callable] = {
     "add_layer_norm": _add_layer_norm, "depthwise_conv_silu": _depthwise_conv_silu, "gelu_linear": _gelu_linear,
     "ss2d_scan_norm": _ss2d_scan_norm, "ss2d_scan_norm_saving": _ss2d_scan_norm_saving,
