@@ -8,7 +8,7 @@ from vmamba.export import onnx_scan
 from vmamba.export.onnx_scan import CHUNK, _softplus, to_onnx
 from vmamba.export.operators import InTorch
 from vmamba.export.program import trace
-from vmamba.layers import ChannelScan, ContinuousMixer, from_windows, to_windows
+from vmamba.layers import AttentiveGlobal, ChannelScan, ContinuousMixer, from_windows, to_windows
 from vmamba.ops import selective_scan
 from vmamba.ops import ss2d_scan as operator
 from vmamba.scans import default_directions, scan_order
@@ -75,12 +75,12 @@ class Positions(torch.nn.Module):
         return selective_scan(*self.arguments(maps), backend="reference")
 
 
-def through_onnx(module):
+def through_onnx(module, channels=CHANNELS):
     """A function of maps that onnxruntime runs, whose batch, height and width are free."""
     free = dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
     with torch.no_grad():
         program = torch.export.export(
-            InTorch(module, walks=True), (torch.zeros(2, 8, 6, CHANNELS),), dynamic_shapes=(free,), strict=False)
+            InTorch(module, walks=True), (torch.zeros(2, 8, 6, channels),), dynamic_shapes=(free,), strict=False)
     return session_of(program)
 
 
@@ -131,6 +131,25 @@ def test_a_layer_with_a_scan_of_its_own_kind(layer):
         maps = torch.randn(*shape, CHANNELS)
         with torch.no_grad():
             expected = layer(maps)
+        torch.testing.assert_close(run(maps), expected, rtol=1e-5, atol=1e-5)
+
+
+class Attention(AttentiveGlobal):
+    """The part that attends to all positions, with a bias; heads become channels again."""
+
+    def forward(self, maps):
+        heads = maps.unflatten(-1, (self.num_heads, -1))
+        return self.refine(maps, heads, heads, maps, maps)
+
+
+def test_attention_with_a_bias():
+    attention = Attention(8, 2, 3)
+    torch.nn.init.normal_(attention.global_bias)
+    run = through_onnx(attention, channels=8)
+    for shape in SHAPES:
+        maps = torch.randn(*shape, 8)
+        with torch.no_grad():
+            expected = attention(maps)
         torch.testing.assert_close(run(maps), expected, rtol=1e-5, atol=1e-5)
 
 
