@@ -1,7 +1,11 @@
 """Tables of scan orders that a traced graph computes from the size of the grid."""
 import pytest
+import timm
 import torch
 
+from vmamba.errors import UserError
+from vmamba.export.operators import InTorch
+from vmamba.export.program import trace
 from vmamba.scans import scan_order
 
 # of the released models, and one of each kind of builder
@@ -42,6 +46,12 @@ def test_orders_that_are_loops_over_tokens_cannot_be_traced(name):
     """They need a fixed size; a table of the example's size must not get into the graph instead."""
     with pytest.raises((RuntimeError, TypeError, ValueError)):
         traced(name)
+
+
+def test_a_model_with_a_random_order_is_refused_in_one_line():
+    model = InTorch(timm.create_model("test_rsmamba").eval(), walks=True)
+    with pytest.raises(UserError, match="for images of any size, try --fixed-size: random orders are drawn for a size"):
+        trace(model, (3, 64, 64), fixed_size=False)
 
 
 def test_a_traced_order_is_not_kept_for_others():

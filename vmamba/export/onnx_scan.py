@@ -1,4 +1,4 @@
-"""``torch.ops.vmamba.ss2d_scan`` in ONNX: the recurrence is the operator ``Scan``; and what torch.onnx leaves out.
+"""The scans of the suite in ONNX: the recurrence is the operator ``Scan``; and what torch.onnx leaves out.
 
 A call of ``Scan`` costs a runtime a few microseconds a step, whatever a step does, so steps should be few and large.
 With several states per channel a step is large: all steps go one after another, and the states, ``N`` times as many
@@ -213,6 +213,38 @@ def ss2d_scan(
     return op.Transpose(y, perm=[1, 0, 2]), nothing
 
 
+def selective_scan(
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus: bool, initial_state, backend: str = "auto"):
+    """Translation for ``torch.onnx.export``; arguments as of the operator. Of what it returns, only y."""
+    if not delta_softplus or z is not None or initial_state is not None:
+        raise NotImplementedError(
+            "no model of the suite calls selective_scan without softplus, with a gate or with an initial state")
+    groups, states = int(B.shape[1]), int(B.shape[2])
+    batch, channels, length = (op.Shape(u, start=i, end=i + 1) for i in range(3))
+
+    def steps(t):
+        """``[B, D, L] -> [L, G, B, 1, D / G]``."""
+        t = op.Transpose(op.Reshape(t, _shape(batch, groups, -1, length)), perm=[3, 1, 0, 2])
+        return op.Unsqueeze(t, _ints(3))
+
+    def each(t):
+        """Of each channel, ``[D] -> [G, 1, 1, D / G]``."""
+        return op.Reshape(t, _ints(groups, 1, 1, -1))
+
+    x, delta = steps(u), steps(delta)
+    delta = _softplus(delta if delta_bias is None else op.Add(delta, each(delta_bias)))
+    B, C = (op.Transpose(t, perm=[3, 1, 0, 2]) for t in (B, C))  # [L, G, B, N]
+    A = op.Unsqueeze(op.Transpose(op.Reshape(A, _ints(groups, -1, states)), perm=[0, 2, 1]), _ints(1))
+    state = _full(0.0, groups, batch, states, op.Div(channels, _ints(groups)))
+    y = _outputs(
+        state, delta, op.Mul(delta, x), op.Unsqueeze(B, _ints(-1)), op.Unsqueeze(C, _ints(-2)), A)
+    if D is not None:
+        y = op.Add(y, op.Mul(x, each(D)))
+    y = op.Reshape(op.Transpose(y, perm=[2, 1, 4, 0, 3]), op.Shape(u))  # of [B, G, D / G, L, 1]
+    nothing = op.Constant(value_floats=[0.0])
+    return y, nothing, nothing, nothing
+
+
 def remainder(x, divisor):
     """Of integers, such as the places in a table: torch.onnx has it for constant divisors only."""
     return op.Mod(x, op.CastLike(divisor, x))
@@ -236,6 +268,7 @@ def gelu(x, approximate: str = "none"):
 
 TRANSLATIONS: dict[Callable, Callable] = {
     torch.ops.vmamba.ss2d_scan.default: ss2d_scan,
+    torch.ops.vmamba.selective_scan.default: selective_scan,
     torch.ops.aten.gelu.default: gelu,
     torch.ops.aten.remainder.Scalar: remainder,
     operator.floordiv: floor_divide,

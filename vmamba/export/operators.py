@@ -43,7 +43,7 @@ class _Replacing(TorchFunctionMode):
 
     def __init__(self, functions: Mapping[str, Callable]) -> None:
         super().__init__()
-        self.functions = {getattr(torch.ops.vmamba, name): function for name, function in functions.items()}
+        self.functions = TORCHS | {getattr(torch.ops.vmamba, name): function for name, function in functions.items()}
         self.orders: dict[tuple, ScanOrder] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
@@ -156,6 +156,35 @@ def _neighborhood_apply(
     return _torch_neighborhood.apply_forward(weights, v, window, dilated)
 
 
+def _adaptive_avg_pool2d(_: _Replacing, x: Tensor, output_size: tuple[int, int] | int) -> Tensor | None:
+    """Two products with averages: PyTorch's own decomposition holds for the size of the example only."""
+    if not isinstance(output_size, tuple):
+        return None  # stays as it is
+    rows, columns = (_averages(int(cells), size, x) for cells, size in zip(output_size, x.shape[2:], strict=True))
+    return rows @ x @ columns.t()
+
+
+def _averages(cells: int, size: int, like: Tensor) -> Tensor:
+    """What each of the positions along a side gives to the mean of each cell, ``[cells, size]``."""
+    cell, position = (torch.arange(n, device=like.device) for n in (cells, size))
+    begin, end = cell * size // cells, ((cell + 1) * size + cells - 1) // cells
+    inside = (position >= begin.unsqueeze(1)) & (position < end.unsqueeze(1))
+    return inside.to(like.dtype) / (end - begin).unsqueeze(1).to(like.dtype)
+
+
+def _attention(
+        _: _Replacing, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+        scale: float | None = None, **options: Any,
+) -> Tensor | None:
+    """What it is: with a bias, PyTorch's own decomposition has other strides than the operator that it replaces."""
+    if attn_mask is None or scale is None or options:
+        return None  # stays as it is
+    return (query @ key.transpose(-2, -1) * scale + attn_mask).softmax(-1) @ value
+
+
+TORCHS: dict[Any, Callable] = {
+    F.adaptive_avg_pool2d: _adaptive_avg_pool2d, F.scaled_dot_product_attention: _attention}
+"""Functions of PyTorch that do not survive in every graph."""
 FUSED: dict[str, Callable] = {
     "add_layer_norm": _add_layer_norm, "depthwise_conv_silu": _depthwise_conv_silu, "gelu_linear": _gelu_linear,
     "ss2d_scan_norm": _ss2d_scan_norm, "ss2d_scan_norm_saving": _ss2d_scan_norm_saving,

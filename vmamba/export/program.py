@@ -27,14 +27,15 @@ def trace(model: nn.Module, input_size: Sequence[int], fixed_size: bool) -> Expo
     free = {0: Dim.DYNAMIC(min=1)}
     if not fixed_size:
         free |= {2: Dim.DYNAMIC(min=1), 3: Dim.DYNAMIC(min=1)}
-        # large enough for every stage, and different from each other, so that nothing is taken to be equal
-        height, width = max(height, 128), max(width, 128) + 32
+        # large enough for more than one token, and more than one window where the model's images have one, in every
+        # stage, and different from each other, so that nothing is taken to be equal
+        height, width = max(2 * height, 128), max(2 * width, 128) + 32
     parameter = next(model.parameters())
     example = torch.zeros(2, channels, height, width, dtype=parameter.dtype, device=parameter.device)
     try:
         with torch.no_grad():
             return torch.export.export(model, (example,), dynamic_shapes=(free,), strict=False)
-    except (torch._dynamo.exc.UserError, RuntimeError) as error:
+    except (torch._dynamo.exc.UserError, RuntimeError, ValueError) as error:  # ValueError: of a random scan order
         reason = " ".join(str(error).split())[:200]
         what = "a free batch" if fixed_size else "images of any size, try --fixed-size"
         raise UserError(f"the model cannot be traced for {what}: {reason}") from error

@@ -76,7 +76,8 @@ class ContinuousMixer(nn.Module):
         B, H, W, _ = x.shape
         x, z = self.in_proj(x).chunk(2, dim=-1)
         tokens = self.act(self.conv(x)).reshape(B, H * W, self.d_inner)
-        dt_bias = 2 * self.dt_bias if self.as_released else self.dt_bias
+        # not 2 * dt_bias: torch.onnx cannot decompose the product of a number and a parameter
+        dt_bias = self.dt_bias + self.dt_bias if self.as_released else self.dt_bias
         y = torch.ops.vmamba.ss2d_scan(
             tokens, self.project(tokens, H, W), self.dt_weight.expand(4, -1, -1), dt_bias.expand(4, -1),
             self.A_log.expand(4, -1, -1), self.D.expand(4, -1), self.scan, H, W, None, True)[0]
