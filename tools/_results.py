@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 Row = Mapping[str, str]
 
 # rows that differ in one of these were not measured under the same conditions
-SETTING = ("device", "bench", "model", "scan", "op", "backend", "batch_size", "img_size", "amp_dtype", "mode", "format")
+SETTING = ("device", "bench", "model", "scan", "op", "backend", "batch_size", "img_size", "amp_dtype", "mode", "format",
+           "part")
 
 
 def read_rows(name: str) -> list[Row]:
@@ -33,13 +34,16 @@ def read_table(name: str) -> list[Row]:
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:
-    """The row with the latest date of each setting."""
+    """The row with the latest date of each setting; of a step in parts, those of its latest profile alone."""
     found: dict[tuple, Row] = {}
     for row in rows:
         key = tuple(row.get(column) for column in SETTING)
         if key not in found or row["date"] >= found[key]["date"]:
             found[key] = row
-    return list(found.values())
+    latest: dict[tuple, str] = {}
+    for (*step, _), row in found.items():
+        latest[tuple(step)] = max(row["date"], latest.get(tuple(step), ""))
+    return [row for (*step, _), row in found.items() if row["date"] == latest[tuple(step)]]
 
 
 def select(rows: Iterable[Row], **columns: str) -> list[Row]:

@@ -97,13 +97,22 @@ def parity(model: str) -> str:
     return "no fixture" if is_ours(model) else "timm's"
 
 
+def short_device(row: Row) -> str:
+    """The name of a GPU without its maker and memory: "H100"."""
+    return row["device"].removeprefix("NVIDIA ").split()[0]
+
+
 def measured(model: str, bench: str, column: str) -> str:
-    """A column of what was measured on a GPU at batch 128 and 224 x 224 pixels, in the first of MODES; or nothing."""
+    """A column of what was measured last at batch 128 and 224 x 224 pixels, in the first of MODES; or nothing.
+
+    Returns:
+        The value, and in brackets the GPU, and the mode where it is not the first.
+    """
     rows = select(read_rows("models_gpu"), model=model, bench=bench, batch_size="128", img_size="224x224",
                   amp_dtype="bfloat16")
     for mode in MODES:
-        for row in select(rows, mode=mode):
-            return f"{float(row[column]):,.0f}" + (f" ({mode})" if mode != MODES[0] else "")
+        for row in sorted(select(rows, mode=mode), key=lambda row: row["date"], reverse=True):
+            return f"{float(row[column]):,.0f} ({short_device(row)}" + (f", {mode})" if mode != MODES[0] else ")")
     return ""
 
 

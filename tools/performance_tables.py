@@ -21,7 +21,8 @@ from vmamba.errors import UserError, tool
 
 PAGES = ("performance", "published", "packaging", "video", "export", "quickstart")  # in docs/
 DOCUMENTS = ("README.md", *(f"docs/{page}.md" for page in PAGES))
-FILES = ("models_gpu", "scans_gpu", "video_gpu", "models_cpu", "operators_cpu", "export_cpu")  # in benchmarks/
+FILES = (  # in benchmarks/
+    "models_gpu", "profile_gpu", "scans_gpu", "video_gpu", "models_cpu", "operators_cpu", "export_cpu")
 PICTURES = {  # in docs/images
     "performance_accuracy.png": "speed against published accuracy",
     "performance_resolution.png": "speed and memory against image size",
@@ -30,11 +31,12 @@ STEPS = {"inference": "inference", "train": "training"}
 MODES = {"eager": "eager", "compiled": "compiled", "cudagraph": "CUDA graph"}
 FORMATS = {".onnx": "ONNX", ".pt2": "torch.export", ".pt": "TorchScript", ".aoti.pt2": "AOTInductor"}
 AT_128 = {"batch_size": "128", "img_size": "224x224", "amp_dtype": "bfloat16"}
+PROFILED = ("model", "batch_size", "img_size")
 AT_1 = {**AT_128, "batch_size": "1"}
 ABOUT = ("parameters (M)", "top-1, published")
 TITLES = {
     "model": "model", "scan": "order", "op": "operator", "frames": "frames", "bench": "step", "mode": "mode",
-    "batch_size": "batch", "format": "format"}
+    "batch_size": "batch", "img_size": "size", "part": "part", "format": "format"}
 RUN_COLUMNS = ("date", "device", "threads", "torch", "timm", "vmamba", "commit", "command")
 
 Cells = Callable[[Row], dict[str, str]]
@@ -129,6 +131,27 @@ def resolution(bench: str, value: Callable[[Row], str]) -> str:
 
 def memory_per_image(row: Row) -> str:
     return f"{float(row['peak_memory_mb']) / int(row['batch_size']):,.1f}"
+
+
+def profiled() -> str:
+    """Milliseconds, share of the step and launches of what a GPU does in a step; last what it waits, and the whole."""
+    def cells(row: Row) -> dict[str, str]:
+        launches = f", {int(row['launches']):,}" if row["launches"] != "0" else ""
+        cell = f"{float(row['ms']):.2f} ms, {row['percent']} %{launches}"
+        return {f"{STEPS[row['bench']]}, {MODES[row['mode']]}": cell}
+
+    rows = read_rows("profile_gpu")
+    steps: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        steps.setdefault(tuple(row[column] for column in ("device", *PROFILED, "bench", "mode")), []).append(row)
+    whole = [
+        {**parts[0], "part": "whole step", "ms": parts[0]["step_ms"], "percent": "100.0",
+         "launches": str(sum(int(row["launches"]) for row in parts))} for parts in steps.values()]
+    last = ("idle", "whole step")
+    ordered = sorted([*rows, *whole], key=lambda row: (
+        [row[column] for column in PROFILED], last.index(row["part"]) + 1 if row["part"] in last else 0))
+    titles = [f"{step}, {mode}" for step in STEPS.values() for mode in MODES.values()]
+    return grid(ordered, [*PROFILED, "part"], titles, cells)
 
 
 def scans() -> str:
@@ -245,7 +268,8 @@ def pictures() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "zoo": _zoo.zoo, "published": _zoo.beyond,
-    "overview": overview, "latency": latency, "scans": scans, "video": video, "cpu": cpu, "operators": operators,
+    "overview": overview, "latency": latency, "profile": profiled, "scans": scans, "video": video, "cpu": cpu,
+    "operators": operators,
     "runs": runs, "pictures": pictures, "tested versions": tested_versions,
     "export": exports, "export limits": export_limits, "export latency": export_latency, "quick start": quick_start,
     "inference": lambda: throughput("inference"), "training": lambda: throughput("train"),

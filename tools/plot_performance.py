@@ -9,6 +9,7 @@ A picture that nothing was measured for is not drawn.
 
 import argparse
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,17 @@ def add_legend(figure: Any, rows: list[Row], colour: dict[str, Any]) -> None:
 
 
 def draw_accuracy(path: Path) -> bool:
-    """Images per second at batch 128 against published accuracy: a panel for each kind of step."""
+    """Images per second at batch 128 against published accuracy: a row for each GPU, a panel for each kind of step."""
     plt, ticker = require("matplotlib.pyplot"), require("matplotlib.ticker")
     measured = [row for row in select(read_rows("models_gpu"), **AT_128) if published_top1(row["model"])]
     if not measured:
         return False
     colour = colours(measured)
-    figure, axes = plt.subplots(1, len(STEPS), figsize=(13, 5.5), layout="constrained")
-    for axis, bench in zip(axes, STEPS, strict=True):
-        rows = select(measured, bench=bench)
+    devices = list(dict.fromkeys(row["device"] for row in measured))
+    figure, axes = plt.subplots(
+        len(devices), len(STEPS), figsize=(13, 0.5 + 5 * len(devices)), layout="constrained", squeeze=False)
+    for (device, bench), axis in zip(product(devices, STEPS), axes.flat, strict=True):
+        rows = select(measured, device=device, bench=bench)
         for model in dict.fromkeys(row["model"] for row in rows):
             top1 = float(published_top1(model))
             speeds = {row["mode"]: float(row["img_per_s"]) for row in select(rows, model=model)}
@@ -60,6 +63,7 @@ def draw_accuracy(path: Path) -> bool:
                 va="center", fontsize=7, color=colour[model])
         axis.set(xlabel="images per second, measured", ylabel="ImageNet-1K top-1 in %, published", xscale="log",
                  title=f"{STEPS[bench]}, batch 128, 224 x 224, bfloat16, {conditions(rows)}")
+        axis.title.set_fontsize(9)
         axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.minorticks_off()

@@ -29,18 +29,20 @@ CSV_COLUMNS = (
     "bench", "model", "params_m", "batch_size", "img_size", "amp_dtype", "channels_last", "mode", "step_ms", "part",
     "ms", "percent", "launches", "num_iter")
 TABLE_COLUMNS = ("model", "bench", "mode", "batch_size", "img_size", "part", "ms", "percent", "launches")
-# what a kernel computes, by the first of these that its name holds
+# what a kernel computes, by the first of these that its name holds; names of our own kernels stand whole, because
+# cuDNN's convolutions are called "..._fprop_implicit_gemm_..._execute_segment_k_off_kernel__5x_cudnn"
 PARTS = (
     ("optimizer", r"adam|multi_tensor"),
     ("compiled pointwise and reductions", r"^triton_(poi|red|per)"),
-    ("scan", r"ss2d|scan_|segment|chain_kernel|arrange|gather_kernel|dproj|assemble|ssd_"),
+    ("scan", r"^(ss2d_(fwd|bwd)_kernel_n1|scan_(fwd|bwd)_kernel|segment_kernel|chain_kernel|arrange_kernel"
+             r"|gather_kernel|dproj_kernel|assemble_kernel|gate_bwd_kernel|ssd_\w+_kernel)\b"),
     ("merge, residual and LayerNorm", r"merge|layer_?norm"),
     ("depthwise convolution and SiLU", r"^conv_kernel|conv_silu|depthwise|dwconv"),
-    ("neighbourhood attention", r"^(weights|spread|scores_backward)_kernel"),
+    ("neighbourhood attention", r"^(weights|spread|scores_backward|window_gather)_kernel\b"),
     ("GELU", r"gelu"),
-    ("matrix products", r"gemm|nvjet|cutlass|cublas|splitKreduce|^triton_tem"),
+    ("attention", r"flash|fmha|attention|sdpa"),
     ("convolutions", r"conv|cudnn|dgrad|wgrad|fprop|nchwToNhwc|nhwcToNchw"),
-    ("attention", r"flash|fmha|attention"),
+    ("matrix products", r"gemm|nvjet|cutlass|cublas|splitKreduce|^triton_tem"),
     ("copies and fills", r"memcpy|memset|copy|fill|CatArray"),
     ("reductions", r"reduce|softmax"),
     ("pointwise", r"elementwise"),

@@ -33,7 +33,8 @@ def main() -> None:
         ylabel="percent of the nearer ceiling",
         ylim=(0, 105),
     )
-    axes.set_title(f"{rows[0]['device']}, {rows[0]['date']}, commit {rows[0]['commit']}")
+    runs = dict.fromkeys(f"{row['device']}, {row['date']}, commit {row['commit']}" for row in rows)
+    axes.set_title("\n".join(runs), fontsize=9)
     axes.legend()
     figure.savefig(args.picture, dpi=150)
 

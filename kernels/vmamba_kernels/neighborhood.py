@@ -148,7 +148,7 @@ def scores_backward_kernel(
 
 
 @triton.jit(do_not_specialize=["H", "W", "heads", "row_dilation", "dilation"])
-def gather_kernel(
+def window_gather_kernel(
     weights_ptr,  # [B, H, W, n, K * K], contiguous
     v_ptr,  # [B, H, W, n, D]; in the dot products' case the gradient to y at the positions themselves
     u_ptr,  # [B, H, W, n, D], the values at the neighbours, in the dot products' case
@@ -328,7 +328,7 @@ def neighborhood_apply_forward(weights: torch.Tensor, v: torch.Tensor, window: i
     check_shape("weights", weights, (*v.shape[:4], window * window), "(B, H, W, n, K * K)")
     v = _tokens(v)
     out = _new(v.shape, v)
-    _run(gather_kernel, v, window, dilated, window, weights.contiguous(), v, v, out, *_strides(v), *_strides(v),
+    _run(window_gather_kernel, v, window, dilated, window, weights.contiguous(), v, v, out, *_strides(v), *_strides(v),
          DOTS=False)  # fmt: skip
     return out
 
@@ -341,7 +341,7 @@ def neighborhood_apply_backward(
     check_shape("dy", dy, tuple(v.shape), "that of v")
     dy, v, weights = _tokens(dy), _tokens(v), weights.contiguous()
     dweights, dv = _new(weights.shape, weights), _new(v.shape, v)
-    _run(gather_kernel, v, window, dilated, window, weights, dy, v, dweights, *_strides(dy), *_strides(v),
+    _run(window_gather_kernel, v, window, dilated, window, weights, dy, v, dweights, *_strides(dy), *_strides(v),
          DOTS=True)  # fmt: skip
     _run(spread_kernel, v, window, dilated, 2 * window - 1, weights, dy, dv, *_strides(dy))
     return dweights, dv

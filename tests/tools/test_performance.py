@@ -3,6 +3,7 @@ import importlib
 import re
 
 import _results
+import _zoo
 import benchmark
 import performance_tables
 import plot_performance
@@ -24,7 +25,7 @@ def measured(monkeypatch):
     """A function that says what benchmarks/models_gpu.csv holds: ``ROW`` with changes, one dictionary for each row."""
     def set_rows(*changes, file="models_gpu"):
         rows = _results.newest({**ROW, **change} for change in changes)
-        for module in (_results, performance_tables, plot_performance):
+        for module in (_results, _zoo, performance_tables, plot_performance):
             monkeypatch.setattr(module, "read_rows", lambda name: rows if name == file else [])
 
     return set_rows
@@ -101,6 +102,30 @@ def test_scan_orders(measured):
         "inference, 1024": "1.020", "run": "1"}
 
 
+def test_profiles(measured):
+    row = {"step_ms": "10.000", "part": "scan", "ms": "6.251", "percent": "62.5", "launches": "14"}
+    idle = {**row, "part": "idle", "ms": "3.749", "percent": "37.5", "launches": "0"}
+    train = {"bench": "train", "part": "optimizer", "step_ms": "20.000", "ms": "20.000", "percent": "100.0",
+             "launches": "1200"}
+    earlier = {"date": "2025-12-31T10:00Z", "ms": "9.000"}
+    measured({**row, **earlier}, {**row, **earlier, "part": "reductions"}, row, idle, train, file="profile_gpu")
+    setting = {"model": "`vmamba_tiny_s1l8`", "batch": "128", "size": "224x224", "run": "1"}
+    assert parse(TABLES["profile"]()) == [
+        setting | {"part": "scan", "inference, eager": "6.25 ms, 62.5 %, 14", "training, eager": ""},
+        setting | {"part": "optimizer", "inference, eager": "", "training, eager": "20.00 ms, 100.0 %, 1,200"},
+        setting | {"part": "idle", "inference, eager": "3.75 ms, 37.5 %", "training, eager": ""},
+        setting | {"part": "whole step", "inference, eager": "10.00 ms, 100.0 %, 14",
+                   "training, eager": "20.00 ms, 100.0 %, 1,200"}]
+
+
+def test_the_zoo_names_the_device(measured):
+    measured({}, {"device": "NVIDIA H100 80GB HBM3", "img_per_s": "9000.00", "date": "2026-01-02T10:00Z"},
+             {"mode": "compiled", "bench": "train", "img_per_s": "2000.00"})
+    assert _zoo.measured("vmamba_tiny_s1l8", "inference", "img_per_s") == "9,000 (H100, eager)"
+    assert _zoo.measured("vmamba_tiny_s1l8", "train", "img_per_s") == "2,000 (GPU)"
+    assert _zoo.measured("vmamba_small", "train", "img_per_s") == ""
+
+
 def test_clips_of_several_lengths(measured):
     shape = {"batch_size": "8", "peak_memory_mb": "100"}
     measured({**shape, "frames": "8", "img_size": "8x224x224", "frames_per_s": "4000.0"},
@@ -158,7 +183,8 @@ def test_plots(measured, tmp_path, capsys):
     measured()
     assert plot_performance.main(["--output-dir", str(tmp_path)]) == 0
     assert not list(tmp_path.iterdir())
-    measured({}, {"mode": "compiled"}, {"model": "convnext_tiny"}, {"img_size": "448x448", "batch_size": "32"})
+    measured({}, {"mode": "compiled"}, {"model": "convnext_tiny"}, {"img_size": "448x448", "batch_size": "32"},
+             {"device": "other GPU"})
     assert plot_performance.main(["--output-dir", str(tmp_path)]) == 0
     for name in performance_tables.PICTURES:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
@@ -175,7 +201,7 @@ def test_published_accuracies_name_models_of_timm_and_their_papers():
         assert re.fullmatch(r"arXiv:\d{4}\.\d{5}|doi:10\.\S+|[\w.-]+/[\w.-]+", row["source"])
 
 
-@pytest.mark.parametrize("script", ["benchmark", "benchmark_scans"])
+@pytest.mark.parametrize("script", ["benchmark", "benchmark_scans", "profile_model"])
 def test_the_commands_of_the_page_have_flags_that_exist(script, capsys):
     page = (ROOT / "docs" / "performance.md").read_text().partition("## Measure again")[2].partition("##")[0]
     commands = [c for c in page.replace("\\\n", " ").splitlines() if f"tools/{script}.py " in c]

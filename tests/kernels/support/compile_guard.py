@@ -23,7 +23,7 @@ from vmamba_kernels._ss2d_forward import ss2d_fwd_kernel_n1
 from vmamba_kernels._ssd_backward import ssd_backward_kernel, ssd_group_kernel
 from vmamba_kernels._ssd_forward import ssd_forward_kernel, ssd_states_kernel
 from vmamba_kernels.configs import SCAN_REGISTERS, config, states_at_a_time
-from vmamba_kernels.neighborhood import gather_kernel, scores_backward_kernel, spread_kernel, weights_kernel
+from vmamba_kernels.neighborhood import scores_backward_kernel, spread_kernel, weights_kernel, window_gather_kernel
 from vmamba_kernels.state_shapes import SCAN_TILE, TILE
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -80,8 +80,8 @@ CASES = {
     "ssd_group": (ssd_group_kernel, _ssd(64, 8), 64 * 16 / 256, max),
     "neighborhood_weights": (weights_kernel, WINDOWS, 16 * 11 * 16 * 32 / 128, None),
     "neighborhood_scores_backward": (scores_backward_kernel, WINDOWS, 16 * 11 * 16 * 32 / 128, None),
-    "neighborhood_gather": (gather_kernel, {**WINDOWS, "DOTS": False}, 16 * 16 * 32 / 128, max),
-    "neighborhood_dots": (gather_kernel, {**WINDOWS, "DOTS": True}, 16 * 16 * 32 / 128, max),
+    "neighborhood_gather": (window_gather_kernel, {**WINDOWS, "DOTS": False}, 16 * 16 * 32 / 128, max),
+    "neighborhood_dots": (window_gather_kernel, {**WINDOWS, "DOTS": True}, 16 * 16 * 32 / 128, max),
     "neighborhood_spread": (spread_kernel, {**WINDOWS, "J": 32, "Q": 8}, 8 * 32 * 32 / 128, max),
 }
 
