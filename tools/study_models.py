@@ -8,7 +8,7 @@ epoch, not at the best one; runs that are in the file already are not repeated. 
 Without --models: vmamba_nano, timm's resnet18, and a ViT of vmamba_nano's size, by which is meant parameters.
 
 Examples:
-    python tools/study_models.py --results-file benchmarks/mnist5k_cpu.csv
+    python tools/study_models.py --results-file benchmarks/mnist5k.csv
     python tools/study_models.py --models vmamba_nano resnet18 --seeds 0 --epochs 1 --results-file trial.csv
 """
 

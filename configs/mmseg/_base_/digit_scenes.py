@@ -1,4 +1,4 @@
-"""Digit scenes (``tools/make_digit_scenes.py``) with label maps; a schedule of minutes on a GPU, for a backbone that knows digits."""
+"""Digit scenes (``tools/make_digit_scenes.py``) with label maps; minutes on a GPU, for a backbone that knows digits."""
 _size = (160, 160)
 _dataset = dict(
     type="BaseSegDataset",
