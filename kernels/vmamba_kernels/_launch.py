@@ -98,7 +98,7 @@ def _pointers(kernel: Any) -> int:
     return sum(name.endswith("_ptr") for name in kernel.arg_names)
 
 
-def launch(kernel: Any, grid: tuple[int], *arguments: Any, twin: dict[str, Any] | None = None, **how: Any) -> None:
+def launch(kernel: Any, grid: tuple[int], *arguments: Any, twin: Any = None, **how: Any) -> None:
     """``kernel[grid](*arguments, **how)`` with less work for the host from the second launch of a kind on.
 
     Triton looks at every argument at every launch; here what it found for the same types, alignments, sizes and
@@ -108,7 +108,7 @@ def launch(kernel: Any, grid: tuple[int], *arguments: Any, twin: dict[str, Any] 
         kernel: Its pointers come first, the very first not None, and have names that end in "_ptr".
         grid: Number of programs.
         arguments: Tensors (or None) and numbers.
-        twin: Constants that another image size may need; compiled as well at the first launch of a kind, so that
+        twin: Constants by name that another image size may need; compiled as well at the first launch of a kind, so that
             size waits for no compiler.
         how: Constants and options of the launch.
     """

@@ -130,10 +130,10 @@ def _positions(name: str, arguments: Sequence[str]) -> frozenset[int]:
     return frozenset(i for i, argument in enumerate(schema.arguments) if argument.name in arguments)
 
 
-def _cast(given: Sequence[Any], positions: frozenset[int], dtype: torch.dtype) -> Sequence[Any]:
+def _cast(given: Sequence[Any], positions: frozenset[int], dtype: torch.dtype) -> tuple[Any, ...]:
     arguments = list(given)
     for i in positions:
         a = arguments[i]
         if a is not None and a.dtype is not dtype and a.dtype is not torch.float64:
             arguments[i] = a.to(dtype)
-    return arguments
+    return tuple(arguments)
