@@ -108,8 +108,8 @@ def launch(kernel: Any, grid: tuple[int], *arguments: Any, twin: Any = None, **h
         kernel: Its pointers come first, the very first not None, and have names that end in "_ptr".
         grid: Number of programs.
         arguments: Tensors (or None) and numbers.
-        twin: Constants by name that another image size may need; compiled as well at the first launch of a kind, so that
-            size waits for no compiler.
+        twin: Constants by name that another image size may need; compiled as well at the first launch of a kind, so
+            that size waits for no compiler.
         how: Constants and options of the launch.
     """
     if interpreted():
