@@ -7,9 +7,9 @@ import os
 import re
 import shutil
 import signal
-import time
 import subprocess
 import sys
+import time
 from itertools import count
 from pathlib import Path
 
