@@ -97,7 +97,7 @@ def shortcut(
     apply = Direct.apply
 
     def call(*arguments: Any) -> Any:
-        if not is_plain(arguments[0]):
+        if not _is_plain(arguments[0]):
             return op(*arguments)
         if positions and torch.is_autocast_enabled("cuda"):
             arguments = _cast(arguments, positions, torch.get_autocast_dtype("cuda"))
@@ -111,12 +111,12 @@ def direct(name: str, implementation: Callable) -> Callable:
     op = getattr(torch.ops.vmamba, name).default
 
     def call(*arguments: Any) -> Any:
-        return (implementation if is_plain(arguments[0]) else op)(*arguments)
+        return (implementation if _is_plain(arguments[0]) else op)(*arguments)
 
     return call
 
 
-def is_plain(x: Any) -> bool:
+def _is_plain(x: Any) -> bool:
     """Whether x is a CUDA tensor that no compiler, tracer, mode or transform follows."""
     return (
         not torch.compiler.is_compiling()

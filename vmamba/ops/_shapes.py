@@ -66,6 +66,14 @@ def check_selective_scan(
         raise ValueError(f"u needs L >= 1 tokens and A needs N >= 1 states, got L = {length}, N = {states}")
 
 
+def check_tokens(length: int, order: str, height: int, width: int) -> None:
+    """Raise ValueError unless x has as many tokens as the named order on a height x width grid visits."""
+    tokens = scan_tokens(order, height, width)
+    if tokens != length:
+        copies = "" if tokens == height * width else f"{tokens // (height * width)} copies of "
+        raise ValueError(f"x has L = {length} tokens, but the order is for {copies}{height} x {width} = {tokens}")
+
+
 def check_ss2d_scan(
         x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
         order: str, height: int, width: int, index: Tensor | None,
@@ -89,11 +97,7 @@ def check_ss2d_scan(
     if length < 1:
         raise ValueError("x needs at least one token, got L = 0")
     if index is None:
-        tokens = scan_tokens(order, height, width)
-        if tokens != length:
-            copies = "" if tokens == height * width else f"{tokens // (height * width)} copies of "
-            raise ValueError(
-                f"x has L = {length} tokens, but the order is for {copies}{height} x {width} = {tokens}")
+        check_tokens(length, order, height, width)
     elif index.ndim != 2 or index.shape[0] != directions or index.dtype != torch.int32:
         raise ValueError(
             f"order has an index of shape {list(index.shape)} and dtype {index.dtype}, but needs [K, T] int32 "

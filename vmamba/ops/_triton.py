@@ -10,6 +10,8 @@ from torch import Tensor
 
 from vmamba.scans import scan_order
 
+from ._shapes import check_tokens
+
 
 def selective_scan_forward(
         u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
@@ -204,7 +206,6 @@ def _order(
         return {"index": index}
     if order in ("uni", "bidi", "cross"):
         return {"order": order, "height": height, "width": width}
+    check_tokens(x.shape[1], order, height, width)  # the kernels know a table's visits only
     table = scan_order(order, (height, width), dt_weight.shape[0], x.device)
-    if table.num_tokens != x.shape[1]:
-        raise ValueError(f"x has L = {x.shape[1]} tokens, but the order is for {table.num_tokens}")
     return {"index": table.index, "index_covers": table.covers}
