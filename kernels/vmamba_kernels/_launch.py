@@ -77,17 +77,19 @@ class _Compiled(NamedTuple):
 
 
 _kernels: dict[tuple, _Compiled] = {}
-_warm: set[tuple] = set()
+_warm: set[tuple] = set()  # kinds, but for what their twins differ in, whose twins are compiled
 _MOST_KINDS = 1 << 14
 
 
 def _compile(kernel: Any, grid: tuple[int], arguments: tuple, how: dict[str, Any], twin: dict[str, Any]) -> _Compiled:
     """Launch ``kernel`` as Triton does, and say how to do so again."""
     made = kernel[grid](*arguments, **how)
-    kind = (kernel, *(t.dtype if isinstance(t, torch.Tensor) else None for t in arguments), *how.values())
-    if twin and kind not in _warm:
-        kernel.warmup(*arguments, grid=grid, **{**how, **twin})
-        _warm.update((kind, (*kind[: -len(how)], *{**how, **twin}.values())))
+    if twin:
+        types = (t.dtype if isinstance(t, torch.Tensor) else None for t in arguments)
+        kind = (kernel, *types, *(value for name, value in how.items() if name not in twin))
+        if kind not in _warm:
+            kernel.warmup(*arguments, grid=grid, **{**how, **twin})
+            _warm.add(kind)
     names = kernel.arg_names[len(arguments) :]
     return _Compiled(made.run, made.function, made.packed_metadata, tuple(how[name] for name in names))
 
@@ -126,9 +128,10 @@ def launch(kernel: Any, grid: tuple[int], *arguments: Any, twin: Any = None, **h
     odd = 0
     for p in pointers:
         odd |= p or 0
+    # with the devices: a tensor that lies elsewhere is of no known kind, and Triton refuses it
     key = (
-        kernel, device, odd & 15 and (*[p and p & 15 for p in pointers],),
-        *[t if t is None else t.dtype for t in tensors], *rest, *how.values(),
+        kernel, odd & 15 and (*[p and p & 15 for p in pointers],), *[t if t is None else t.dtype for t in tensors],
+        *[t if t is None else t.get_device() for t in tensors], *rest, *how.values(),
     )  # fmt: skip
     found = _kernels.get(key)
     if found is None:
