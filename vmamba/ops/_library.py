@@ -79,7 +79,7 @@ def shortcut(
         backward: Likewise.
         cast: Names of arguments that :func:`cast_under_autocast` casts.
     """
-    op = getattr(torch.ops.vmamba, name).default
+    op = getattr(torch.ops.vmamba, name)    # with its overload picked, TorchScript would not take FX's graphs of it
     positions = _positions(name, cast)
 
     class Direct(torch.autograd.Function):
