@@ -16,6 +16,7 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from vmamba_kernels._neighborhood import scores_backward_kernel, spread_kernel, weights_kernel, window_gather_kernel
 from vmamba_kernels._scan_backward import scan_bwd_kernel
 from vmamba_kernels._scan_forward import scan_fwd_kernel
 from vmamba_kernels._ss2d_backward import ss2d_bwd_kernel_n1
@@ -23,7 +24,6 @@ from vmamba_kernels._ss2d_forward import ss2d_fwd_kernel_n1
 from vmamba_kernels._ssd_backward import ssd_backward_kernel, ssd_group_kernel
 from vmamba_kernels._ssd_forward import ssd_forward_kernel, ssd_states_kernel
 from vmamba_kernels.configs import SCAN_REGISTERS, config, states_at_a_time
-from vmamba_kernels.neighborhood import scores_backward_kernel, spread_kernel, weights_kernel, window_gather_kernel
 from vmamba_kernels.state_shapes import SCAN_TILE, TILE
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -60,7 +60,7 @@ def _ssd(tile: int, warps: int, **how) -> dict:
 
 
 # windows of the first stage of A2Mamba-T
-WINDOWS = {"D": 24, "BD": 32, "K": 11, "J": 16, "Q": 16, "WARPS": 4}
+WINDOWS = {"D": 24, "BD": 32, "K": 11, "N": 32, "Q": 16, "VECTOR": 8, "FAST": True, "KK": 128, "WARPS": 2}
 
 TARGETS = (90, 80)
 # name -> kernel, constants, elements (channel, visit) that one lane does per pass of the loop that is counted,
@@ -78,11 +78,11 @@ CASES = {
     "ssd_states": (ssd_states_kernel, _ssd(64, 4, SAVE=True, ENDS=True, REVERSE=False), 64 * 16 / 128, max),
     "ssd_backward": (ssd_backward_kernel, _ssd(64, 4), 64 * 16 / 128, None),
     "ssd_group": (ssd_group_kernel, _ssd(64, 8), 64 * 16 / 256, max),
-    "neighborhood_weights": (weights_kernel, WINDOWS, 16 * 11 * 16 * 32 / 128, None),
-    "neighborhood_scores_backward": (scores_backward_kernel, WINDOWS, 16 * 11 * 16 * 32 / 128, None),
-    "neighborhood_gather": (window_gather_kernel, {**WINDOWS, "DOTS": False}, 16 * 16 * 32 / 128, max),
-    "neighborhood_dots": (window_gather_kernel, {**WINDOWS, "DOTS": True}, 16 * 16 * 32 / 128, max),
-    "neighborhood_spread": (spread_kernel, {**WINDOWS, "J": 32, "Q": 8}, 8 * 32 * 32 / 128, max),
+    "neighborhood_weights": (weights_kernel, {**WINDOWS, "WARPS": 4}, 16 * 11 * 11 / 128, None),
+    "neighborhood_scores_backward": (scores_backward_kernel, WINDOWS, 16 * 11 / 64, max),
+    "neighborhood_gather": (window_gather_kernel, {**WINDOWS, "DOTS": False}, 16 * 11 * 11 / 64, None),
+    "neighborhood_dots": (window_gather_kernel, {**WINDOWS, "DOTS": True}, 16 * 11 / 64, max),
+    "neighborhood_spread": (spread_kernel, WINDOWS, 16 * 11 / 64, max),
 }
 
 
@@ -90,7 +90,7 @@ def machine_code(kernel, constants: dict, target: int = 90) -> tuple[str, str]:
     """SASS of the kernel for sm_<target>, and what ptxas reports about its resources."""
     warps = constants.get("WARPS", 1)
     constants = {n: v for n, v in constants.items() if n in kernel.arg_names}
-    of_scan = "N" in constants and "P" not in constants
+    of_scan = "NB" in constants
     types, aligned = {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in constants:
