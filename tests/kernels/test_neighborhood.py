@@ -12,7 +12,10 @@ def inputs(B, H, W, n, D, window, dtype=torch.float32, device="cpu"):
 
 
 @pytest.mark.parametrize("dilated", [False, True])
-@pytest.mark.parametrize(("H", "W", "n", "D", "window"), [(1, 1, 1, 1, 3), (4, 7, 1, 5, 3), (2, 3, 2, 4, 5), (2, 50, 1, 4, 3), (1, 40, 1, 4, 17)])
+@pytest.mark.parametrize(
+    ("H", "W", "n", "D", "window"),
+    [(1, 1, 1, 1, 3), (4, 7, 1, 5, 3), (2, 3, 2, 4, 5), (2, 50, 1, 4, 3), (1, 40, 1, 4, 17)],
+)
 def test_maps(H, W, n, D, window, dilated, device):
     check_neighborhood(*inputs(1, H, W, n, D, window, device=device), window, dilated)
 
