@@ -1,10 +1,10 @@
-"""add_layer_norm, depthwise_conv_silu and gelu_linear: what goes around the scans."""
+"""add_layer_norm, depthwise_conv_silu and mlp: what goes around the scans."""
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tests.support.tolerances import assert_close
-from vmamba.ops import add_layer_norm, depthwise_conv_silu, gelu_linear
+from vmamba.ops import add_layer_norm, depthwise_conv_silu, mlp
 
 BACKENDS = ("torch", "triton")
 
@@ -66,13 +66,14 @@ def test_depthwise_conv_silu(biased, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gelu_linear(backend):
-    x, weight, bias = inputs = leaves(backend, (2, 3, 4, 8), (5, 8), (5,))
-    compare(gelu_linear(x, weight, bias, backend=backend), F.linear(F.gelu(x), weight, bias), inputs, inputs)
+def test_mlp(backend):
+    x, weight1, bias1, weight2, bias2 = inputs = leaves(backend, (2, 3, 4, 8), (6, 8), (6,), (5, 6), (5,))
+    expected = F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
+    compare(mlp(*inputs, backend=backend), expected, inputs, inputs)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["add_layer_norm", "layer_norm", "depthwise_conv_silu", "gelu_linear"])
+@pytest.mark.parametrize("name", ["add_layer_norm", "layer_norm", "depthwise_conv_silu", "mlp"])
 def test_opcheck(name, backend):
     ops = torch.ops.vmamba
     x, branch, vector, weight, matrix, short = leaves(
@@ -81,7 +82,7 @@ def test_opcheck(name, backend):
         "add_layer_norm": (ops.add_layer_norm, (x, branch, x.new_ones(2).detach(), vector, vector, 1e-5, backend)),
         "layer_norm": (ops.add_layer_norm, (x, None, None, vector, vector, 1e-5, backend)),
         "depthwise_conv_silu": (ops.depthwise_conv_silu, (x, weight, vector, backend)),
-        "gelu_linear": (ops.gelu_linear, (x, matrix, short, backend)),
+        "mlp": (ops.mlp, (x, matrix, short, matrix.mT.contiguous(), vector, backend)),
     }[name]
     torch.library.opcheck(op, arguments)
 
@@ -91,7 +92,8 @@ def test_autocast_sets_the_dtype():
         "torch", (2, 3, 4, 8), (2, 3, 4, 8), (8,), (8, 1, 3, 3), (5, 8), (5,), dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         results = [
-            *add_layer_norm(x, branch, vector, vector), depthwise_conv_silu(x, weight), gelu_linear(x, matrix, short)]
+            *add_layer_norm(x, branch, vector, vector), depthwise_conv_silu(x, weight),
+            mlp(x, matrix, short, matrix.mT, vector)]
     assert {r.dtype for r in results} == {torch.bfloat16}
     expected = F.layer_norm(x + branch, (8,), vector, vector)
     assert_close(results[1], expected.double(), dtype=torch.bfloat16)
@@ -121,8 +123,10 @@ def test_autocast_reaches_compiled_graphs():
     (lambda t: add_layer_norm(t, None, t[0, 0, 0, :3], t[0, 0, 0]), "weight has shape"),
     (lambda t: depthwise_conv_silu(t[0], t), "x has shape"),
     (lambda t: depthwise_conv_silu(t, torch.zeros(8, 1, 5, 5)), "weight has shape"),
-    (lambda t: gelu_linear(t, torch.zeros(5, 7), torch.zeros(5)), "weight has shape"),
-    (lambda t: gelu_linear(t, torch.zeros(5, 8), torch.zeros(4)), "bias has shape"),
+    (lambda t: mlp(t, torch.zeros(5, 7), torch.zeros(5), torch.zeros(3, 5), torch.zeros(3)), "weight1 has shape"),
+    (lambda t: mlp(t, torch.zeros(5, 8), torch.zeros(4), torch.zeros(3, 5), torch.zeros(3)), "bias1 has shape"),
+    (lambda t: mlp(t, torch.zeros(5, 8), torch.zeros(5), torch.zeros(3, 4), torch.zeros(3)), "weight2 has shape"),
+    (lambda t: mlp(t, torch.zeros(5, 8), torch.zeros(5), torch.zeros(3, 5), torch.zeros(5)), "bias2 has shape"),
 ])
 def test_wrong_arguments_name_themselves(call, message):
     with pytest.raises(ValueError, match=message):

@@ -21,7 +21,7 @@ PUBLIC = {
         "register_numbered_path", "register_path", "register_scan", "scan_length", "scan_order", "scan_routes",
         "scan_tokens", "step_moves", "video_order", "video_routes", "video_schedule"],
     "vmamba.ops": [
-        "ReferenceOperators", "add_layer_norm", "depthwise_conv_silu", "gelu_linear", "neighborhood_apply",
+        "ReferenceOperators", "add_layer_norm", "depthwise_conv_silu", "mlp", "neighborhood_apply",
         "neighborhood_weights", "reorder", "selective_scan", "ss2d_scan", "ss2d_scan_norm", "ssd_scan"],
 }
 

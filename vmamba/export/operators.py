@@ -84,9 +84,10 @@ def _depthwise_conv_silu(
     return F.silu(y).permute(0, 2, 3, 1), _nothing(x)
 
 
-def _gelu_linear(
-        _: _Replacing, x: Tensor, weight: Tensor, bias: Tensor, backend: str = "auto") -> tuple[Tensor, Tensor]:
-    return F.linear(F.gelu(x), weight, bias), _nothing(x)
+def _mlp(
+        _: _Replacing, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2), _nothing(x), _nothing(x)
 
 
 def _ss2d_scan_norm(_: _Replacing, *arguments: Any) -> Tensor:
@@ -186,7 +187,7 @@ TORCHS: dict[Any, Callable] = {
     F.adaptive_avg_pool2d: _adaptive_avg_pool2d, F.scaled_dot_product_attention: _attention}
 """Functions of PyTorch that do not survive in every graph."""
 FUSED: dict[str, Callable] = {
-    "add_layer_norm": _add_layer_norm, "depthwise_conv_silu": _depthwise_conv_silu, "gelu_linear": _gelu_linear,
+    "add_layer_norm": _add_layer_norm, "depthwise_conv_silu": _depthwise_conv_silu, "mlp": _mlp,
     "ss2d_scan_norm": _ss2d_scan_norm, "ss2d_scan_norm_saving": _ss2d_scan_norm_saving,
     "neighborhood_weights": _neighborhood_weights, "neighborhood_apply": _neighborhood_apply}
 """Operators that do several things at once, apart."""

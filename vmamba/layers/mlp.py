@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vmamba.ops.gelu_linear import gelu_linear_call
+from vmamba.ops.mlp import mlp_call
 
 __all__ = ["Mlp"]
 
@@ -25,9 +25,14 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., C] -> [..., C]``."""
-        x = self.fc1(x)
-        if torch.jit.is_scripting():
-            return torch.ops.vmamba.gelu_linear(x, self.fc2.weight, self.fc2.bias)[0]
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # a compiler knows itself what not to keep
-            return self.fc2(F.gelu(x))
-        return gelu_linear_call(x, self.fc2.weight, self.fc2.bias, "auto")[0]
+        if not torch.jit.is_scripting():
+            # without gradients there is nothing to keep; on a CPU a compiler does at least as well
+            fused = torch.is_grad_enabled() and (not torch.compiler.is_compiling() or x.is_cuda)
+            if fused and _is_plain(self.fc1) and _is_plain(self.fc2):
+                return mlp_call(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, "auto")[0]
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+def _is_plain(linear: nn.Module) -> bool:
+    """Whether it is its weight and bias and no more: adapters, parametrisations and hooks have to be called."""
+    return type(linear) is nn.Linear and not linear._forward_hooks and not linear._forward_pre_hooks

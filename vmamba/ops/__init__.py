@@ -2,7 +2,7 @@
 from . import _flops  # noqa: F401  (tells torch what the scans count)
 from .add_layer_norm import add_layer_norm
 from .depthwise_conv_silu import depthwise_conv_silu
-from .gelu_linear import gelu_linear
+from .mlp import mlp
 from .neighborhood import neighborhood_apply, neighborhood_weights
 from .reference_mode import ReferenceOperators
 from .reorder import reorder
@@ -12,6 +12,6 @@ from .ss2d_scan_norm import ss2d_scan_norm
 from .ssd_scan import ssd_scan
 
 __all__ = [
-    "ReferenceOperators", "add_layer_norm", "depthwise_conv_silu", "gelu_linear", "neighborhood_apply",
+    "ReferenceOperators", "add_layer_norm", "depthwise_conv_silu", "mlp", "neighborhood_apply",
     "neighborhood_weights", "reorder", "selective_scan", "ss2d_scan", "ss2d_scan_norm", "ssd_scan",
 ]

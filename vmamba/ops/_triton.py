@@ -177,8 +177,8 @@ def depthwise_conv_silu_backward(
     return tuple(vmamba_kernels.depthwise_conv_silu_backward(dy, x, weight, bias))
 
 
-def gelu_backward(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The activation again, and the gradient of x."""
+def gelu_backward(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The activation again, the gradient of x, and its sum over rows."""
     import vmamba_kernels
     return vmamba_kernels.gelu_backward(dy, x)
 

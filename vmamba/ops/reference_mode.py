@@ -119,8 +119,10 @@ def _depthwise_conv_silu(
     return F.silu(conv.permute(0, 2, 3, 1)), x.new_empty(0)
 
 
-def _gelu_linear(x: Tensor, weight: Tensor, bias: Tensor, backend: str = "auto") -> tuple[Tensor, Tensor]:
-    return F.linear(F.gelu(x), weight, bias), x.new_empty(0)
+def _mlp(
+        x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2), x.new_empty(0), x.new_empty(0)
 
 
 def _ssd_scan(
@@ -147,7 +149,7 @@ _PLAIN: dict[str, Callable] = {
     "vmamba::selective_scan": _selective_scan,
     "vmamba::add_layer_norm": _add_layer_norm,
     "vmamba::depthwise_conv_silu": _depthwise_conv_silu,
-    "vmamba::gelu_linear": _gelu_linear,
+    "vmamba::mlp": _mlp,
     "vmamba::ssd_scan": _ssd_scan,
     "vmamba::neighborhood_weights": _neighborhood_weights,
     "vmamba::neighborhood_apply": _neighborhood_apply,
