@@ -121,7 +121,7 @@ def weights_kernel(
     distance = theirs[None, :] - rank[:, None]
     valid = band & (theirs < length)[None, :]
     scores = ()
-    largest = tl.full([Q, N], -3.0e38, tl.float32)  # finite, so that a place outside gives no NaN
+    largest = tl.full([Q, N], -1.0e38, tl.float32)  # finite, times LOG2E too: a place outside gives no NaN
     for i in tl.static_range(K):
         there = their_row + i < row_length
         k = load_row(k_head, (their_row + i) * row_dilation + row_group, k_columns, (theirs < length) & there, W, k_st,
