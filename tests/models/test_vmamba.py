@@ -1,5 +1,6 @@
 import pytest
 import torch
+from packaging.version import Version
 from timm.models import create_model
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 
@@ -192,7 +193,8 @@ def test_export_with_dynamic_batch_and_size(v0):
             torch.testing.assert_close(program.module()(x), model(x))
 
 
-@pytest.mark.parametrize("v0", [False, True])
+@pytest.mark.parametrize("v0", [False, pytest.param(True, marks=pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.9"), reason="PyTorch 2.8 fails on the gradient of patch merging"))])
 def test_compiles_as_one_graph(v0):
     model = small(v0)
     # static: v0's gradients do not trace with symbolic sizes, see PatchMerging

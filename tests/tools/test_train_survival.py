@@ -93,6 +93,15 @@ def test_a_signal_during_evaluation(whole, flags, tmp_path, monkeypatch, capsys)
     assert_equal_runs(whole, tmp_path / "run")
 
 
+@pytest.fixture
+def interruptible():
+    """A shell lets what it starts in the background ignore SIGINT; here it ends a process, as usual."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_second_signal_ends_at_once(flags, monkeypatch, capsys):
     # Python looks for signals now and then: the first has to be seen before the second comes
     before_step(monkeypatch, 2, lambda: [(send(signal.SIGINT)(), time.sleep(0.1)) for _ in range(2)])
