@@ -45,6 +45,7 @@ class _Replacing(TorchFunctionMode):
         super().__init__()
         self.functions = TORCHS | {getattr(torch.ops.vmamba, name): function for name, function in functions.items()}
         self.orders: dict[tuple, ScanOrder] = {}
+        self.tables: dict[tuple, tuple[Tensor, Tensor, Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         function = self.functions.get(getattr(func, "overloadpacket", func))
@@ -60,6 +61,18 @@ class _Replacing(TorchFunctionMode):
         if key not in self.orders:
             self.orders[key] = scan_order(name, (height, width), directions, like.device)
         return self.orders[key]
+
+    def windows(self, x: Tensor, window: int, dilated: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each position of x [B, H, W, n, D] the places, distances and existence of its neighbours, [H W, K K]."""
+        key = (str(x.shape[1]), str(x.shape[2]), window, dilated, x.device)
+        if key not in self.tables:
+            rows, columns = (_torch_neighborhood.windows(extent, window, dilated, x.device) for extent in x.shape[1:3])
+            places, distances, valid = (
+                (row[:, None, :, None], column[None, :, None, :]) for row, column in zip(rows, columns, strict=True))
+            self.tables[key] = tuple(t.flatten(2).flatten(0, 1) for t in (
+                places[0] * x.shape[2] + places[1], distances[0] * (2 * window - 1) + distances[1],
+                valid[0] & valid[1]))
+        return self.tables[key]
 
 
 def _nothing(x: Tensor) -> Tensor:
@@ -148,13 +161,23 @@ def _ssd_scan(
 
 
 def _neighborhood_weights(
-        _: _Replacing, q: Tensor, k: Tensor, bias: Tensor, window: int, dilated: bool, backend: str = "auto") -> Tensor:
-    return _torch_neighborhood.weights_forward(q, k, bias, window, dilated)
+        mode: _Replacing, q: Tensor, k: Tensor, bias: Tensor, window: int, dilated: bool, backend: str = "auto",
+) -> Tensor:
+    """All windows at once: a graph of row after row would be fifty times as long."""
+    places, distance, valid = mode.windows(q, window, dilated)
+    dtype = compute_dtype(q)
+    keys = k.to(dtype).flatten(1, 2)[:, places].permute(0, 1, 3, 4, 2)  # [B, H W, n, D, K K]
+    scores = (q.to(dtype).flatten(1, 2).unsqueeze(3) @ keys).squeeze(3)
+    scores = scores + bias.to(dtype).flatten(1)[:, distance].transpose(0, 1)
+    weights = scores.masked_fill(~valid.unsqueeze(1), float("-inf")).softmax(dim=-1)
+    return weights.reshape(*q.shape[:4], window * window).to(q.dtype)
 
 
 def _neighborhood_apply(
-        _: _Replacing, weights: Tensor, v: Tensor, window: int, dilated: bool, backend: str = "auto") -> Tensor:
-    return _torch_neighborhood.apply_forward(weights, v, window, dilated)
+        mode: _Replacing, weights: Tensor, v: Tensor, window: int, dilated: bool, backend: str = "auto") -> Tensor:
+    dtype = compute_dtype(v)
+    values = v.to(dtype).flatten(1, 2)[:, mode.windows(v, window, dilated)[0]].transpose(2, 3)  # [B, H W, n, K K, D]
+    return (weights.to(dtype).flatten(1, 2).unsqueeze(3) @ values).reshape(v.shape).to(v.dtype)
 
 
 def _adaptive_avg_pool2d(_: _Replacing, x: Tensor, output_size: tuple[int, int] | int) -> Tensor | None:

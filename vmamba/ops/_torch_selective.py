@@ -66,7 +66,7 @@ def forward(
     ungated = u.new_empty(0)
     if z is not None:
         ungated, y = y.to(u.dtype).contiguous(), y * F.silu(z.to(dtype))
-    return y.to(u.dtype).contiguous(), last.flatten(1, 2), starts, ungated
+    return y.to(u.dtype).contiguous(), last.flatten(1, 2).contiguous(), starts, ungated
 
 
 def backward(
