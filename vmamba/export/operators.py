@@ -69,9 +69,10 @@ class _Replacing(TorchFunctionMode):
             rows, columns = (_torch_neighborhood.windows(extent, window, dilated, x.device) for extent in x.shape[1:3])
             places, distances, valid = (
                 (row[:, None, :, None], column[None, :, None, :]) for row, column in zip(rows, columns, strict=True))
-            self.tables[key] = tuple(t.flatten(2).flatten(0, 1) for t in (
+            place, distance, there = (t.flatten(2).flatten(0, 1) for t in (
                 places[0] * x.shape[2] + places[1], distances[0] * (2 * window - 1) + distances[1],
                 valid[0] & valid[1]))
+            self.tables[key] = place, distance, there
         return self.tables[key]
 
 
