@@ -65,8 +65,7 @@ def gelu_backward(dy: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torc
     check_shape("dy", dy, tuple(x.shape), "that of x")
     dy, x = dy.contiguous(), x.contiguous()
     rows, channels = x.shape
-    y = _launch.empty((rows, channels), dtype=x.dtype, device=x.device)
-    dx = _launch.empty((rows, channels), dtype=x.dtype, device=x.device)
+    y, dx = _launch.empty_like(x), _launch.empty_like(x)
     if not x.numel():
         return y, dx, x.new_zeros(channels, dtype=torch.float32)
     blocks = cdiv(channels, _COLUMNS)

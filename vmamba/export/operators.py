@@ -164,7 +164,7 @@ def _ssd_scan(
 def _neighborhood_weights(
         mode: _Replacing, q: Tensor, k: Tensor, bias: Tensor, window: int, dilated: bool, backend: str = "auto",
 ) -> Tensor:
-    """All windows at once: a graph of row after row would be fifty times as long."""
+    """All windows at once: row after row, as the plain path goes, makes graphs that take an hour to translate."""
     places, distance, valid = mode.windows(q, window, dilated)
     dtype = compute_dtype(q)
     keys = k.to(dtype).flatten(1, 2)[:, places].permute(0, 1, 3, 4, 2)  # [B, H W, n, D, K K]

@@ -128,12 +128,14 @@ mlp_call = shortcut("mlp", _forward, _setup_context, _autograd, _CAST)
 
 
 @register_flop_formula(torch.ops.vmamba.mlp)
-def _flops(x_shape: tuple[int, ...], weight1_shape: tuple[int, ...], _: Any, weight2_shape: tuple[int, ...], *__: Any,
-           **___: Any) -> int:
+def _flops(
+        x_shape: tuple[int, ...], weight1_shape: tuple[int, ...], _: Any, weight2_shape: tuple[int, ...], *__: Any,
+        **___: Any) -> int:
     return 2 * math.prod(x_shape[:-1]) * weight1_shape[0] * (x_shape[-1] + weight2_shape[0])
 
 
 @register_flop_formula(torch.ops.vmamba.mlp_backward)
-def _flops_backward(dy_shape: tuple[int, ...], _: Any, __: Any, x_shape: tuple[int, ...], *shapes: Any,
-                    **___: Any) -> int:
-    return 2 * _flops(x_shape, shapes[0], None, shapes[2])
+def _flops_backward(
+        dy_shape: tuple[int, ...], _: Any, __: Any, x_shape: tuple[int, ...], weight1_shape: tuple[int, ...], ___: Any,
+        weight2_shape: tuple[int, ...], *____: Any, **_____: Any) -> int:
+    return 2 * _flops(x_shape, weight1_shape, None, weight2_shape)
