@@ -115,6 +115,7 @@ def launch(kernel: Any, grid: tuple[int], *arguments: Any, twin: Any = None, **h
         how: Constants and options of the launch.
     """
     if interpreted():
+        assert arguments[0] is not None, f"the first pointer of {kernel} is None"
         kernel[grid](*arguments, **how)
         return
     count = _pointers(kernel)

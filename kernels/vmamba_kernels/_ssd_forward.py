@@ -178,8 +178,8 @@ def ssd_states_kernel(
 
 @triton.jit(do_not_specialize=["segments"])
 def ssd_carry_kernel(
-    start_ptr,  # [B, H, P * N], state before everything
     ends_ptr,  # [B, H, segments, P * N], states after each segment, from zero; made the states before each
+    start_ptr,  # [B, H, P * N], state before everything
     decay_ptr,  # [B, H, segments], sums of the logarithms of the decays
     last_ptr,  # [B, H, P * N], state after everything
     segments,

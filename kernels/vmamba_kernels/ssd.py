@@ -112,7 +112,7 @@ class _Problem:
         size = self.state_shape[2] * self.state_shape[3]
         launch(
             ssd_carry_kernel, (self.batch * self.heads * cdiv(size, _CARRY_BLOCK),),
-            start, ends, decay, last, self.segments,
+            ends, start, decay, last, self.segments,
             SIZE=size, BLOCK=min(_CARRY_BLOCK, pow2(size)), HAS_START=start is not None, REVERSE=reverse,
         )  # fmt: skip
         return last

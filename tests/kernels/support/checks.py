@@ -189,7 +189,9 @@ def check_ssd(args, limit=None, grads=True) -> None:
     x = args["x"]
     limit = limit or SSD_TOLERANCE[x.device.type][x.dtype]
     truth = {n: t.detach().double().requires_grad_() if isinstance(t, torch.Tensor) else t for n, t in args.items()}
-    expected, expected_last = ssd_reference(*truth.values())
+    each = truth["A"].expand(x.shape[:3])  # the gradient to A is a sum over these, which may cancel
+    each.retain_grad()
+    expected, expected_last = ssd_reference(*{**truth, "A": each}.values())
     y, last = ssd_forward(*args.values())
     assert y.dtype == x.dtype
     check_close("y", y, expected.detach(), limit)
@@ -204,7 +206,7 @@ def check_ssd(args, limit=None, grads=True) -> None:
             assert gradient is None
             continue
         assert gradient.dtype == args[name].dtype
-        terms = truth["dt"].grad if name == "dt_bias" else None
+        terms = {"dt_bias": truth["dt"].grad, "A": each.grad}.get(name)
         check_close(f"gradient to {name}", gradient, truth[name].grad, limit, terms)
 
 

@@ -73,6 +73,7 @@ def selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus
 def ssd_reference(x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, causal):
     """Output [B, L, H, P] and last state [B, H, P, N] of Mamba-2's scan, in float64; B and C [B, L, G, N]."""
     x, dt, A, B, C = (t.double() for t in (x, dt, A, B, C))
+    A = A.expand(x.shape[:3])  # [H], or of each token
     if dt_bias is not None:
         dt = dt + dt_bias.double()
     if dt_softplus:
@@ -82,8 +83,8 @@ def ssd_reference(x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, causal
     h = torch.zeros_like(drive[:, 0]) if initial_state is None else initial_state.double()
     states = []
     for t in range(x.shape[1]):
-        h = (torch.exp(dt[:, t] * A)[..., None, None] * h if causal else h) + drive[:, t] * (
-            1 if causal else -A[:, None, None])
+        h = (torch.exp(dt[:, t] * A[:, t])[..., None, None] * h if causal else h) + drive[:, t] * (
+            1 if causal else -A[:, t, :, None, None])
         states.append(h)
     states = torch.stack(states, 1) if causal else h[:, None].expand_as(drive)
     y = torch.einsum("blhpn,blhn->blhp", states, C)
