@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from vmamba.ops.mlp import mlp_call
 
+from .plain import is_plain
+
 __all__ = ["Mlp"]
 
 
@@ -28,11 +30,7 @@ class Mlp(nn.Module):
         if not torch.jit.is_scripting():
             # without gradients there is nothing to keep; on a CPU a compiler does at least as well
             fused = torch.is_grad_enabled() and (not torch.compiler.is_compiling() or x.is_cuda)
-            if fused and _is_plain(self.fc1) and _is_plain(self.fc2):
+            if fused and is_plain(self.fc1, nn.Linear) and is_plain(self.fc2, nn.Linear):
                 return mlp_call(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, "auto")[0]
         return self.fc2(F.gelu(self.fc1(x)))
 
-
-def _is_plain(linear: nn.Module) -> bool:
-    """Whether it is its weight and bias and no more: adapters, parametrisations and hooks have to be called."""
-    return type(linear) is nn.Linear and not linear._forward_hooks and not linear._forward_pre_hooks

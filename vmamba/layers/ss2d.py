@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vmamba.ops import ss2d_mixer
+from vmamba.ops._library import is_plain as is_plain_cuda
 from vmamba.ops.ss2d_scan_norm import ss2d_scan_norm_call
 from vmamba.scans import default_directions, scan_order
 
 from .conv import DepthwiseConvSiLU
 from .norm import LayerNorm
+from .plain import is_plain
 from .ssm import reset_ssm_parameters
 
 __all__ = ["SS2D"]
@@ -72,6 +75,12 @@ class SS2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, H, W, C] -> [B, H, W, C]`` for any H and W."""
+        if not torch.jit.is_scripting():
+            if self._is_one_operator(x):
+                return ss2d_mixer(
+                    x, self.in_proj.weight, self.conv.weight, self.conv.bias, self.x_proj.weight, self.dt_weight,
+                    self.dt_bias, self.A_log, self.D, self.out_norm.weight, self.out_norm.bias, self.out_proj.weight,
+                    order=self.scan, eps=self.norm_eps)
         B, H, W, _ = x.shape
         x = self.in_proj(x)
         gate: Tensor | None = None
@@ -90,3 +99,12 @@ class SS2D(nn.Module):
                 tokens, proj, self.dt_weight, self.dt_bias, self.A_log, self.D, self.scan, H, W, None, norm.weight,
                 norm.bias, gate, self.norm_eps, "auto")
         return self.out_proj(y).view(B, H, W, -1)
+
+    @torch.jit.ignore
+    def _is_one_operator(self, x: Tensor) -> bool:
+        """Whether one operator may do it all: on a GPU, where the host is slow, and where nothing looks inside."""
+        compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting() and x.is_cuda
+        return (
+            (compiled or is_plain_cuda(x)) and not self.gated and is_plain(self.conv, DepthwiseConvSiLU)
+            and self.conv.kernel_size == (3, 3) and is_plain(self.out_norm, LayerNorm)
+            and all(is_plain(m, nn.Linear) for m in (self.in_proj, self.x_proj, self.out_proj)))

@@ -7,11 +7,12 @@ from .neighborhood import neighborhood_apply, neighborhood_weights
 from .reference_mode import ReferenceOperators
 from .reorder import reorder
 from .selective_scan import selective_scan
+from .ss2d_mixer import ss2d_mixer
 from .ss2d_scan import ss2d_scan
 from .ss2d_scan_norm import ss2d_scan_norm
 from .ssd_scan import ssd_scan
 
 __all__ = [
     "ReferenceOperators", "add_layer_norm", "depthwise_conv_silu", "mlp", "neighborhood_apply",
-    "neighborhood_weights", "reorder", "selective_scan", "ss2d_scan", "ss2d_scan_norm", "ssd_scan",
+    "neighborhood_weights", "reorder", "selective_scan", "ss2d_mixer", "ss2d_scan", "ss2d_scan_norm", "ssd_scan",
 ]

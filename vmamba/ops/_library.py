@@ -48,6 +48,16 @@ def unpack_gradients(grads: Sequence[Tensor], arguments: Sequence[Tensor | None]
     return [g if t is not None else None for g, t in zip(grads, arguments, strict=True)]
 
 
+def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Gradient to the weight of ``linear(x, weight)`` from [T, E] and [T, D], in the weight's dtype.
+
+    On a GPU the product is rounded to that dtype only, where x may have a narrower one.
+    """
+    if dy.is_cuda and weight.dtype is torch.float32 and dy.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(dy.t(), x, out_dtype=torch.float32)
+    return (dy.t() @ x).to(weight.dtype)
+
+
 def cast_under_autocast(name: str, arguments: Sequence[str]) -> None:
     """Make operator ``name`` take the named float arguments in autocast's dtype, as torch's own products do."""
     op = getattr(torch.ops.vmamba, name).default
@@ -97,7 +107,7 @@ def shortcut(
     apply = Direct.apply
 
     def call(*arguments: Any) -> Any:
-        if not _is_plain(arguments[0]):
+        if not is_plain(arguments[0]):
             return op(*arguments)
         if positions and torch.is_autocast_enabled("cuda"):
             arguments = _cast(arguments, positions, torch.get_autocast_dtype("cuda"))
@@ -111,12 +121,12 @@ def direct(name: str, implementation: Callable) -> Callable:
     op = getattr(torch.ops.vmamba, name).default
 
     def call(*arguments: Any) -> Any:
-        return (implementation if _is_plain(arguments[0]) else op)(*arguments)
+        return (implementation if is_plain(arguments[0]) else op)(*arguments)
 
     return call
 
 
-def _is_plain(x: Any) -> bool:
+def is_plain(x: Any) -> bool:
     """Whether x is a CUDA tensor that no compiler, tracer, mode or transform follows."""
     return (
         not torch.compiler.is_compiling()

@@ -11,7 +11,16 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _triton
 from ._backend import resolve_backend
-from ._library import LIBRARY, cast_under_autocast, direct, fake_gradients, pack_gradients, shortcut, unpack_gradients
+from ._library import (
+    LIBRARY,
+    cast_under_autocast,
+    direct,
+    fake_gradients,
+    pack_gradients,
+    shortcut,
+    unpack_gradients,
+    weight_gradient,
+)
 from ._shapes import check_tensor
 
 __all__ = ["mlp"]
@@ -24,8 +33,8 @@ def mlp(
 
     GELU (Hendrycks and Gimpel, arXiv:1606.08415) in its exact form. With Triton one pass of the backward computes the
     activation again, its gradient and the gradient to the first bias: an MLP keeps a third less, and reads its widest
-    tensors once. Elsewhere the activation is kept, since memory is not what a CPU lacks. Under autocast all are taken
-    in autocast's dtype.
+    tensors once. Elsewhere the activation is kept, since memory is not what a CPU lacks. Weights and biases are taken
+    in the dtype of x, which under autocast is autocast's; on a GPU the gradients to float32 ones are not rounded to it.
 
     Args:
         x: [..., D].
@@ -64,9 +73,10 @@ def _forward(
         x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(x, weight1, bias1, weight2, bias2)
-    hidden = F.linear(x, weight1, bias1)
+    dtype = x.dtype
+    hidden = F.linear(x, weight1.to(dtype), bias1.to(dtype))
     activation = F.gelu(hidden)
-    y = F.linear(activation, weight2, bias2)
+    y = F.linear(activation, weight2.to(dtype), bias2.to(dtype))
     return y, hidden, activation if resolve_backend(backend, x) != "triton" else x.new_empty(0)
 
 
@@ -76,15 +86,15 @@ def _backward(
         bias2: Tensor, backend: str,
 ) -> list[Tensor]:
     flat, hidden = dy.reshape(-1, dy.shape[-1]), hidden.view(-1, hidden.shape[-1])
-    dactivation = flat @ weight2
+    dactivation = flat @ weight2.to(x.dtype)
     if resolve_backend(backend, x) == "triton":
         activation, dhidden, dbias1 = _triton.gelu_backward(dactivation, hidden)
     else:
         dhidden = torch.ops.aten.gelu_backward(dactivation, hidden)
-        activation, dbias1 = activation.view(hidden.shape), dhidden.sum(0)
+        activation, dbias1 = activation.view(hidden.shape), dhidden.sum(0, dtype=bias1.dtype)
     gradients = (
-        (dhidden @ weight1).view(x.shape), dhidden.t() @ x.reshape(-1, x.shape[-1]), dbias1, flat.t() @ activation,
-        flat.sum(0))
+        (dhidden @ weight1.to(x.dtype)).view(x.shape), weight_gradient(dhidden, x.reshape(-1, x.shape[-1]), weight1),
+        dbias1, weight_gradient(flat, activation, weight2), flat.sum(0, dtype=bias2.dtype))
     return pack_gradients(gradients, (x, weight1, bias1, weight2, bias2))
 
 
@@ -122,7 +132,7 @@ def _autograd(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple:
 
 _differentiate = direct("mlp_backward", _backward)
 torch.library.register_autograd("vmamba::mlp", _autograd, setup_context=_setup_context, lib=LIBRARY)
-_CAST = ("x", "weight1", "bias1", "weight2", "bias2")
+_CAST = ("x",)
 cast_under_autocast("mlp", _CAST)
 mlp_call = shortcut("mlp", _forward, _setup_context, _autograd, _CAST)
 
