@@ -14,6 +14,8 @@ import vmamba.models  # registers the models
 ROOT = Path(__file__).resolve().parent.parent
 Row = Mapping[str, str]
 
+MODES = {"eager": "eager", "compiled": "compiled", "cudagraph": "CUDA graph"}   # as tables and plots call them
+
 # rows that differ in one of these were not measured under the same conditions
 SETTING = ("device", "bench", "model", "scan", "op", "backend", "batch_size", "img_size", "amp_dtype", "mode", "format",
            "part")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import _bench
 import timm
-from _results import Row, counts, is_ours, published, published_top1, read_rows, select, zoo_models
+from _results import MODES, Row, counts, is_ours, published, published_top1, read_rows, select, zoo_models
 
 # model -> the fixture, in tests/goldens, of the published implementation that a test compares it with
 FIXTURES = {
@@ -61,7 +61,6 @@ TIMMS = {  # where timm has its models from
 COLUMNS = (
     "model", "parameters", "multiply-adds (G)", "ImageNet-1K top-1, published", "inference, images/s",
     "training, images/s", "training, MiB", "parity", "licence of the origin", "")
-MODES = ("compiled", "eager", "cudagraph")  # the first that was measured
 
 
 def family(model: str) -> str:
@@ -103,17 +102,18 @@ def short_device(row: Row) -> str:
 
 
 def measured(model: str, bench: str, column: str) -> str:
-    """A column of what was measured last at batch 128 and 224 x 224 pixels, in the first of MODES; or nothing.
+    """A column of the fastest mode's last row at batch 128 and 224 x 224 pixels; or nothing.
 
     Returns:
-        The value, and in brackets the GPU, and the mode where it is not the first.
+        The value, and in brackets the GPU and the mode.
     """
     rows = select(read_rows("models_gpu"), model=model, bench=bench, batch_size="128", img_size="224x224",
                   amp_dtype="bfloat16")
-    for mode in MODES:
-        for row in sorted(select(rows, mode=mode), key=lambda row: row["date"], reverse=True):
-            return f"{float(row[column]):,.0f} ({short_device(row)}" + (f", {mode})" if mode != MODES[0] else ")")
-    return ""
+    last = {row["mode"]: row for row in sorted(rows, key=lambda row: row["date"])}
+    if not last:
+        return ""
+    row = max(last.values(), key=lambda row: float(row["img_per_s"]))
+    return f"{float(row[column]):,.0f} ({short_device(row)}, {MODES[row['mode']]})"
 
 
 def accuracy(model: str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import _bench
 import _zoo
-from _results import ROOT, Row, is_ours, published_top1, read_rows, read_table, select, several_sizes, side
+from _results import MODES, ROOT, Row, is_ours, published_top1, read_rows, read_table, select, several_sizes, side
 
 from vmamba.errors import UserError, tool
 
@@ -28,7 +28,6 @@ PICTURES = {  # in docs/images
     "performance_resolution.png": "speed and memory against image size",
 }
 STEPS = {"inference": "inference", "train": "training"}
-MODES = {"eager": "eager", "compiled": "compiled", "cudagraph": "CUDA graph"}
 FORMATS = {".onnx": "ONNX", ".pt2": "torch.export", ".pt": "TorchScript", ".aoti.pt2": "AOTInductor"}
 AT_128 = {"batch_size": "128", "img_size": "224x224", "amp_dtype": "bfloat16"}
 PROFILED = ("model", "batch_size", "img_size")

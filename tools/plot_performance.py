@@ -13,8 +13,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from _results import ROOT, Row, is_ours, published_top1, read_rows, select, several_sizes, side
-from performance_tables import AT_128, MODES, PICTURES, STEPS
+from _results import MODES, ROOT, Row, is_ours, published_top1, read_rows, select, several_sizes, side
+from performance_tables import AT_128, PICTURES, STEPS
 
 from vmamba.errors import require, tool
 
@@ -52,15 +52,15 @@ def draw_accuracy(path: Path) -> bool:
         len(devices), len(STEPS), figsize=(13, 0.5 + 5 * len(devices)), layout="constrained", squeeze=False)
     for (device, bench), axis in zip(product(devices, STEPS), axes.flat, strict=True):
         rows = select(measured, device=device, bench=bench)
+        names = []
         for model in dict.fromkeys(row["model"] for row in rows):
             top1 = float(published_top1(model))
             speeds = {row["mode"]: float(row["img_per_s"]) for row in select(rows, model=model)}
             axis.plot([*speeds.values()], [top1] * len(speeds), color=colour[model], linewidth=0.8)
             for mode, speed in speeds.items():
                 axis.plot(speed, top1, MARKERS[mode], color=colour[model])
-            axis.annotate(
-                model.removesuffix("_224"), (max(speeds.values()), top1), xytext=(6, 0), textcoords="offset points",
-                va="center", fontsize=7, color=colour[model])
+            names.append((max(speeds.values()), top1, model))
+        write_names(axis, names, colour)
         axis.set(xlabel="images per second, measured", ylabel="ImageNet-1K top-1 in %, published", xscale="log",
                  title=f"{STEPS[bench]}, batch 128, 224 x 224, bfloat16, {conditions(rows)}")
         axis.title.set_fontsize(9)
@@ -78,12 +78,25 @@ def draw_accuracy(path: Path) -> bool:
     return True
 
 
+def write_names(axis: Any, names: list[tuple[float, float, str]], colour: dict[str, Any]) -> None:
+    """Names of models to the right of their fastest mode, from the lowest up; one that would cover another moves up."""
+    line = 0.025 * max(1.0, max((y for _, y, _ in names), default=0) - min((y for _, y, _ in names), default=0))
+    written: list[tuple[float, float]] = []
+    for x, y, model in sorted(names, key=lambda name: name[1]):
+        at = y
+        while any(abs(at - other) < line and 0.4 < x / beside < 2.5 for beside, other in written):
+            at += line / 4
+        written.append((x, at))
+        axis.annotate(model.removesuffix("_224"), (x, at), xytext=(6, 0), textcoords="offset points", va="center",
+                      fontsize=7, color=colour[model])
+
+
 def draw_resolution(path: Path) -> bool:
     """Speed and peak memory, both by pixels, against the image size: a row of panels for each kind of step."""
     plt = require("matplotlib.pyplot")
     panels = {bench: several_sizes(bench) for bench in STEPS}
     measured = [row for rows in panels.values() for row in rows]
-    if not measured:
+    if len({row["model"] for row in measured}) < 2:     # nothing to compare
         return False
     colour = colours(measured)
     values = {

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from tests.goldens import GOLDENS, fill
 from vmamba.layers import SS2D, SS2DVariant
+from vmamba.ops import ss2d_mixer
 
 META = json.loads((GOLDENS / "vmamba" / "module_ss2d.json").read_text())
 TENSORS = load_file(GOLDENS / "vmamba" / "module_ss2d.safetensors")
@@ -81,3 +82,61 @@ def test_unknown_scan_suggests_names():
 def test_impossible_directions_are_refused():
     with pytest.raises(ValueError, match="even number of directions"):
         SS2D(16, scan="bidi", directions=3)
+
+
+def same(a, b):
+    torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+
+
+@pytest.fixture
+def one_operator(monkeypatch):
+    """As if tensors were on a GPU; gives the number of calls of the operator for the whole mixer."""
+    from vmamba.layers import ss2d
+    calls = []
+    monkeypatch.setattr(ss2d, "is_plain_cuda", lambda x: True)
+    monkeypatch.setattr(ss2d, "ss2d_mixer", lambda *given, **how: calls.append(1) or mixer(*given, **how))
+    mixer = ss2d_mixer
+    return calls
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"conv_bias": True, "d_state": 2, "ssm_ratio": 2.0}, {"scan": "bidi", "directions": 2}, {"scan": "hilbert4"}])
+def test_on_a_gpu_one_operator_does_it_all(one_operator, options):
+    torch.manual_seed(0)
+    module = SS2D(6, **options).double()
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64, requires_grad=True)
+    inputs = (x, *module.parameters())
+    cotangent = torch.randn_like(x)
+    got = module(x)
+    assert len(one_operator) == 1
+    gradients = torch.autograd.grad(got, inputs, cotangent)
+    module.in_proj.register_forward_hook(lambda *_: None)   # has to be called
+    expected = module(x)
+    assert len(one_operator) == 1
+    same(got, expected)
+    for a, b in zip(gradients, torch.autograd.grad(expected, inputs, cotangent), strict=True):
+        same(a, b)
+
+
+class Scaled(torch.nn.Linear):
+    """Like an adapter: more than its weight."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("name", ["in_proj", "x_proj", "out_proj"])
+def test_adapters_are_called(one_operator, name):
+    module, x = SS2D(6).double(), torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    plain = module(x)
+    adapted = Scaled(*reversed(getattr(module, name).weight.shape), bias=False).double()
+    adapted.load_state_dict(getattr(module, name).state_dict())
+    setattr(module, name, adapted)
+    assert not torch.allclose(module(x), plain)
+    assert len(one_operator) == 1
+
+
+@pytest.mark.parametrize("options", [{"gate": True}, {"d_conv": 5}, {"d_conv": 1}])
+def test_other_mixers_run_in_parts(one_operator, options):
+    assert SS2D(6, **options)(torch.randn(1, 3, 4, 6)).shape == (1, 3, 4, 6)
+    assert not one_operator

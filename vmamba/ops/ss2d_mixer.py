@@ -93,7 +93,7 @@ LIBRARY.define(
 def _scan_arguments(
         tokens: Tensor, proj: Tensor, parameters: tuple[Tensor | None, ...], order: str, height: int, width: int,
         norm_weight: Tensor, norm_bias: Tensor, eps: float, backend: str,
-) -> tuple:
+) -> tuple[Any, ...]:
     return tokens, proj, *parameters, order, height, width, None, norm_weight, norm_bias, None, eps, backend
 
 
@@ -109,9 +109,9 @@ def _forward(
     mixed, conv = conv_forward(inner, conv_weight, conv_bias, backend)
     tokens = mixed.view(batch, height * width, -1)
     proj = F.linear(tokens, proj_weight.to(x.dtype)).view(batch, height * width, dt_weight.shape[0], -1)
-    normed, merged, states = scan_forward(
-        *_scan_arguments(tokens, proj, (dt_weight, dt_bias, A_log, D_skip), order, height, width, norm_weight,
-                         norm_bias, eps, backend), save)
+    scan = _scan_arguments(
+        tokens, proj, (dt_weight, dt_bias, A_log, D_skip), order, height, width, norm_weight, norm_bias, eps, backend)
+    normed, merged, states = scan_forward(*(*scan, save))
     y = F.linear(normed, out_weight.to(x.dtype)).view(batch, height, width, -1)
     if not save:
         return y, *(x.new_empty(0) for _ in _KEPT)
@@ -129,10 +129,9 @@ def _backward(
     dtype, inner_channels = x.dtype, tokens.shape[2]
     flat_dy, flat_tokens = dy.reshape(-1, dy.shape[3]), tokens.view(-1, inner_channels)
     dnormed = (flat_dy @ out_weight.to(dtype)).view(normed.shape)
-    dtokens, dproj, *dscan, dnorm_weight, dnorm_bias, _ = scan_backward(
-        dnormed, merged, states,
-        *_scan_arguments(tokens, proj, (dt_weight, dt_bias, A_log, D_skip), order, height, width, norm_weight,
-                         norm_bias, eps, backend))
+    scan = _scan_arguments(
+        tokens, proj, (dt_weight, dt_bias, A_log, D_skip), order, height, width, norm_weight, norm_bias, eps, backend)
+    dtokens, dproj, *dscan, dnorm_weight, dnorm_bias, _ = scan_backward(dnormed, merged, states, *scan)
     flat_dproj = dproj.view(flat_tokens.shape[0], -1)
     dmixed = torch.addmm(dtokens.view(flat_tokens.shape), flat_dproj, proj_weight.to(dtype))
     dinner, *dconv = conv_backward(
@@ -157,9 +156,9 @@ def _forward_fake(
     mixed, conv = conv_fake(inner, conv_weight, conv_bias, backend)
     tokens = mixed.view(batch, height * width, -1)
     proj = x.new_empty((batch, height * width, dt_weight.shape[0], proj_weight.shape[0] // dt_weight.shape[0]))
-    normed, merged, states = scan_fake(
-        *_scan_arguments(tokens, proj, (dt_weight, dt_bias, A_log, D_skip), order, height, width, norm_weight,
-                         norm_bias, eps, backend), save)
+    scan = _scan_arguments(
+        tokens, proj, (dt_weight, dt_bias, A_log, D_skip), order, height, width, norm_weight, norm_bias, eps, backend)
+    normed, merged, states = scan_fake(*(*scan, save))
     y = x.new_empty((batch, height, width, out_weight.shape[0]))
     if not save:
         return y, *(x.new_empty(0) for _ in _KEPT)
