@@ -4,6 +4,8 @@ import importlib
 
 _HOME = {
     "DepthwiseConvGradients": "depthwise_conv",
+    "depthwise_conv_add_backward": "depthwise_conv",
+    "depthwise_conv_add_forward": "depthwise_conv",
     "depthwise_conv_silu_backward": "depthwise_conv",
     "depthwise_conv_silu_forward": "depthwise_conv",
     "gelu_backward": "gelu",

@@ -1,8 +1,9 @@
-"""Depthwise 3x3 convolution and SiLU of a channels-last map in one pass, and its gradients.
+"""Depthwise 3x3 convolution of a channels-last map, with SiLU or a shortcut, in one pass, and its gradients.
 
 Library kernels for depthwise convolutions are made for channels-first maps and fall far behind the memory's speed on
 channels-last ones. Here a program walks down a strip of the map with three rows in registers, so that every row is
-loaded once per strip and column shift; what the convolution gives before its activation is never written.
+loaded once per strip and column shift; what the convolution gives before its activation is never written. A shortcut
+is one more at the tap in the middle.
 """
 
 from typing import NamedTuple
@@ -19,7 +20,7 @@ _PROGRAMS = 2048  # enough to fill a large GPU
 
 
 class DepthwiseConvGradients(NamedTuple):
-    """What ``depthwise_conv_silu_backward`` returns; ``bias`` is None where the input was."""
+    """What the backward functions return; ``bias`` is None where the input was."""
 
     x: torch.Tensor
     weight: torch.Tensor
@@ -52,11 +53,12 @@ def load_row(ptr, h, w, H, W, stride, d, C: tl.constexpr):
 
 
 @triton.jit
-def load_taps(weight_ptr, d, C: tl.constexpr, FLIP: tl.constexpr):
+def load_taps(weight_ptr, d, C: tl.constexpr, FLIP: tl.constexpr, SHORTCUT: tl.constexpr):
     """The kernel's nine taps, row by row, [BLOCK] fp32 each; back to front with FLIP."""
     out = ()
     for i in tl.static_range(9):
-        out = out + (tl.load(weight_ptr + d * 9 + (8 - i if FLIP else i), mask=d < C, other=0.0).to(tl.float32),)
+        tap = tl.load(weight_ptr + d * 9 + (8 - i if FLIP else i), mask=d < C, other=0.0).to(tl.float32)
+        out = out + (tap + 1.0 if SHORTCUT and i == 4 else tap,)
     return out
 
 
@@ -100,12 +102,13 @@ def conv_kernel(
     HAS_BIAS: tl.constexpr,
     SILU: tl.constexpr,
     FLIP: tl.constexpr,  # the gradient to the input is the convolution with the kernel turned by 180 degrees
+    SHORTCUT: tl.constexpr,
 ):
     """Convolution and activation of a strip of a few columns."""
     b, h, end, w, d = place(H, W, strips, rows, C, COLUMNS, BLOCK)
     x_ptr += b * x_sb
     y_ptr += b * H * W * C
-    taps = load_taps(weight_ptr, d, C, FLIP)
+    taps = load_taps(weight_ptr, d, C, FLIP, SHORTCUT)
     bias = load_bias(bias_ptr, d, C, BLOCK, HAS_BIAS)
     ok = (w < W)[:, None] & (d < C)[None, :]
     above = load_row(x_ptr, h - 1, w, H, W, x_st, d, C)
@@ -124,12 +127,12 @@ def conv_kernel(
 
 
 @triton.jit(do_not_specialize=["H", "W", "strips", "rows"])
-def conv_silu_bwd_kernel(
+def conv_bwd_kernel(
     dy_ptr,  # [B, H, W, C], contiguous
     x_ptr,  # [B, H, W, C], strides (x_sb, W * x_st, x_st, 1)
     weight_ptr,  # [C, 9]
     bias_ptr,  # [C]
-    dz_ptr,  # [B, H, W, C], contiguous: gradient to what the activation is given
+    dz_ptr,  # [B, H, W, C], contiguous: gradient to what the activation is given; with SILU
     dparams_ptr,  # [programs per block of channels, 10, C] fp32: taps, bias
     x_sb,
     x_st,
@@ -141,11 +144,12 @@ def conv_silu_bwd_kernel(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    SILU: tl.constexpr,
 ):
     """Gradients of a strip to what the activation is given, and to the taps."""
     b, h, end, w, d = place(H, W, strips, rows, C, COLUMNS, BLOCK)
     x_ptr += b * x_sb
-    taps = load_taps(weight_ptr, d, C, False)
+    taps = load_taps(weight_ptr, d, C, False, False)
     bias = load_bias(bias_ptr, d, C, BLOCK, HAS_BIAS)
     ok = (w < W)[:, None] & (d < C)[None, :]
     sums = ()
@@ -156,11 +160,12 @@ def conv_silu_bwd_kernel(
     for row in range(h, end):
         below = load_row(x_ptr, row + 1, w, H, W, x_st, d, C)
         at = (b * H * W + row * W + w).to(tl.int64)[:, None] * C + d[None, :]
-        dy = tl.load(dy_ptr + at, mask=ok, other=0.0).to(tl.float32)
-        z = convolve(above, here, below, taps, bias)
-        sig = tl.sigmoid(z)
-        dz = dy * sig * (1.0 + z * (1.0 - sig))
-        tl.store(dz_ptr + at, dz.to(dz_ptr.dtype.element_ty), mask=ok)
+        dz = tl.load(dy_ptr + at, mask=ok, other=0.0).to(tl.float32)
+        if SILU:
+            z = convolve(above, here, below, taps, bias)
+            sig = tl.sigmoid(z)
+            dz = dz * sig * (1.0 + z * (1.0 - sig))
+            tl.store(dz_ptr + at, dz.to(dz_ptr.dtype.element_ty), mask=ok)
         new = ()
         for j in tl.static_range(3):
             new = new + (sums[j] + dz * above[j].to(tl.float32),)
@@ -192,7 +197,13 @@ def depthwise_conv_silu_forward(x: torch.Tensor, weight: torch.Tensor, bias: tor
         ValueError: on a wrong shape or device.
     """
     _check(x, weight, bias)
-    return _conv(_even_tokens(x), weight, bias, silu=True, flip=False)
+    return _conv(_even_tokens(x), weight, bias, silu=True)
+
+
+def depthwise_conv_add_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x + conv(x), otherwise as ``depthwise_conv_silu_forward``."""
+    _check(x, weight, bias)
+    return _conv(_even_tokens(x), weight, bias, shortcut=True)
 
 
 def depthwise_conv_silu_backward(
@@ -209,33 +220,37 @@ def depthwise_conv_silu_backward(
     Returns:
         Gradients in x's dtype and, for the parameters, float32.
     """
+    return _backward(dy, x, weight, bias, silu=True)
+
+
+def depthwise_conv_add_backward(
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> DepthwiseConvGradients:
+    """Gradients of ``depthwise_conv_add_forward``, otherwise as ``depthwise_conv_silu_backward``."""
+    return _backward(dy, x, weight, bias, silu=False)
+
+
+def _backward(
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, silu: bool
+) -> DepthwiseConvGradients:
     _check(x, weight, bias)
     check_shape("dy", dy, tuple(x.shape), "(B, H, W, C)")
-    x, weight = _even_tokens(x), weight.contiguous()
+    x, weight, dy = _even_tokens(x), weight.contiguous(), dy.contiguous()
     if not x.numel():
         return DepthwiseConvGradients(
             torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32),
             torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None,
         )  # fmt: skip
     layout = _layout(x)
-    dz = _launch.empty(tuple(x.shape), dtype=x.dtype, device=x.device)
+    dz = _launch.empty(tuple(x.shape), dtype=x.dtype, device=x.device) if silu else dy
     parts = _launch.empty((layout.groups, 10, x.shape[3]), dtype=torch.float32, device=x.device)
     _launch.launch(
-        conv_silu_bwd_kernel,
-        layout.grid,
-        dy.contiguous(),
-        x,
-        weight,
-        bias,
-        dz,
-        parts,
-        *layout.sizes,
-        HAS_BIAS=bias is not None,
-        **layout.how,
-    )
+        conv_bwd_kernel, layout.grid,
+        dy, x, weight, bias, dz, parts, *layout.sizes, HAS_BIAS=bias is not None, SILU=silu, **layout.how,
+    )  # fmt: skip
     sums = parts.sum(0)
     return DepthwiseConvGradients(
-        x=_conv(dz, weight, None, silu=False, flip=True),
+        x=_conv(dz, weight, None, flip=True, shortcut=not silu),
         weight=sums[:9].t().reshape(weight.shape),
         bias=sums[9] if bias is not None else None,
     )
@@ -278,13 +293,16 @@ def _layout(x: torch.Tensor) -> _Layout:
     return _Layout((columns * strips * blocks,), columns * strips, sizes, how)
 
 
-def _conv(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, silu: bool, flip: bool) -> torch.Tensor:
+def _conv(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, silu: bool = False, flip: bool = False,
+    shortcut: bool = False,
+) -> torch.Tensor:
     y = _launch.empty(tuple(x.shape), dtype=x.dtype, device=x.device)
     if x.numel():
         layout = _layout(x)
         _launch.launch(
             conv_kernel, layout.grid,
             x, weight.contiguous(), bias, y, *layout.sizes, HAS_BIAS=bias is not None, SILU=silu, FLIP=flip,
-            **layout.how,
+            SHORTCUT=shortcut, **layout.how,
         )  # fmt: skip
     return y

@@ -93,7 +93,7 @@ def one_operator(monkeypatch):
     """As if tensors were on a GPU; gives the number of calls of the operator for the whole mixer."""
     from vmamba.layers import ss2d
     calls = []
-    monkeypatch.setattr(ss2d, "is_plain_cuda", lambda x: True)
+    monkeypatch.setattr(ss2d, "runs_alone_on_gpu", lambda x: True)
     monkeypatch.setattr(ss2d, "ss2d_mixer", lambda *given, **how: calls.append(1) or mixer(*given, **how))
     mixer = ss2d_mixer
     return calls

@@ -1,10 +1,10 @@
-"""add_layer_norm, depthwise_conv_silu and mlp: what goes around the scans."""
+"""add_layer_norm, depthwise_conv_add, depthwise_conv_silu and mlp: what goes around the scans."""
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tests.support.tolerances import assert_close
-from vmamba.ops import add_layer_norm, depthwise_conv_silu, mlp
+from vmamba.ops import add_layer_norm, depthwise_conv_add, depthwise_conv_silu, mlp
 
 BACKENDS = ("torch", "triton")
 
@@ -27,8 +27,12 @@ def compare(actual, expected, inputs, truth):
         assert_close(a, e)
 
 
-def conv_reference(x, weight, bias):
+def silu_reference(x, weight, bias):
     return F.silu(F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=x.shape[3])).permute(0, 2, 3, 1)
+
+
+def add_reference(x, weight, bias):
+    return x + F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=x.shape[3]).permute(0, 2, 3, 1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -57,12 +61,14 @@ def test_layer_norm_alone(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("biased", [False, True])
-def test_depthwise_conv_silu(biased, backend):
+@pytest.mark.parametrize(("run", "reference"), [
+    (depthwise_conv_silu, silu_reference), (depthwise_conv_add, add_reference)])
+def test_depthwise_conv(run, reference, biased, backend):
     wide, weight, bias = leaves(backend, (2, 3, 5, 16), (8, 1, 3, 3), (8,))
     bias = bias if biased else None
     inputs = [t for t in (wide, weight, bias) if t is not None]
     x = wide[..., :8]
-    compare(depthwise_conv_silu(x, weight, bias, backend=backend), conv_reference(x, weight, bias), inputs, inputs)
+    compare(run(x, weight, bias, backend=backend), reference(x, weight, bias), inputs, inputs)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -73,7 +79,8 @@ def test_mlp(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["add_layer_norm", "layer_norm", "depthwise_conv_silu", "mlp"])
+@pytest.mark.parametrize("name", [
+    "add_layer_norm", "layer_norm", "depthwise_conv_add", "depthwise_conv_silu", "mlp"])
 def test_opcheck(name, backend):
     ops = torch.ops.vmamba
     x, branch, vector, weight, matrix, short = leaves(
@@ -81,6 +88,7 @@ def test_opcheck(name, backend):
     op, arguments = {
         "add_layer_norm": (ops.add_layer_norm, (x, branch, x.new_ones(2).detach(), vector, vector, 1e-5, backend)),
         "layer_norm": (ops.add_layer_norm, (x, None, None, vector, vector, 1e-5, backend)),
+        "depthwise_conv_add": (ops.depthwise_conv_add, (x, weight, vector, backend)),
         "depthwise_conv_silu": (ops.depthwise_conv_silu, (x, weight, vector, backend)),
         "mlp": (ops.mlp, (x, matrix, short, matrix.mT.contiguous(), vector, backend)),
     }[name]
@@ -93,7 +101,7 @@ def test_autocast_sets_the_dtype():
     with torch.autocast("cpu", torch.bfloat16):
         results = [
             *add_layer_norm(x, branch, vector, vector), depthwise_conv_silu(x, weight),
-            mlp(x, matrix, short, matrix.mT, vector)]
+            depthwise_conv_add(x, weight), mlp(x, matrix, short, matrix.mT, vector)]
     assert {r.dtype for r in results} == {torch.bfloat16}
     expected = F.layer_norm(x + branch, (8,), vector, vector)
     assert_close(results[1], expected.double(), dtype=torch.bfloat16)
@@ -123,6 +131,7 @@ def test_autocast_reaches_compiled_graphs():
     (lambda t: add_layer_norm(t, None, t[0, 0, 0, :3], t[0, 0, 0]), "weight has shape"),
     (lambda t: depthwise_conv_silu(t[0], t), "x has shape"),
     (lambda t: depthwise_conv_silu(t, torch.zeros(8, 1, 5, 5)), "weight has shape"),
+    (lambda t: depthwise_conv_add(t, torch.zeros(8, 1, 5, 5)), "weight has shape"),
     (lambda t: mlp(t, torch.zeros(5, 7), torch.zeros(5), torch.zeros(3, 5), torch.zeros(3)), "weight1 has shape"),
     (lambda t: mlp(t, torch.zeros(5, 8), torch.zeros(4), torch.zeros(3, 5), torch.zeros(3)), "bias1 has shape"),
     (lambda t: mlp(t, torch.zeros(5, 8), torch.zeros(5), torch.zeros(3, 4), torch.zeros(3)), "weight2 has shape"),

@@ -21,9 +21,9 @@ PUBLIC = {
         "register_numbered_path", "register_path", "register_scan", "scan_length", "scan_order", "scan_routes",
         "scan_tokens", "step_moves", "video_order", "video_routes", "video_schedule"],
     "vmamba.ops": [
-        "ReferenceOperators", "add_layer_norm", "depthwise_conv_silu", "mlp", "neighborhood_apply",
-        "neighborhood_weights", "reorder", "selective_scan", "ss2d_mixer", "ss2d_scan", "ss2d_scan_norm",
-        "ssd_scan"],
+        "ReferenceOperators", "add_layer_norm", "depthwise_conv_add", "depthwise_conv_silu", "mlp",
+        "neighborhood_apply", "neighborhood_weights", "reorder", "selective_scan", "ss2d_mixer", "ss2d_scan",
+        "ss2d_scan_norm", "ssd_scan"],
 }
 
 

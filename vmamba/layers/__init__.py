@@ -3,7 +3,7 @@ from .attentive_ssm import AttentiveGlobal, AttentiveSSM
 from .channel_attention import ChannelAttention, SqueezeExcite
 from .channel_scan import ChannelScan
 from .continuous import ContinuousMixer
-from .conv import Conv2dNHWC, ConvNorm, DepthwiseConvSiLU
+from .conv import Conv2dNHWC, ConvNorm, DepthwiseConvAdd, DepthwiseConvSiLU
 from .cpe_block import CPEBlock
 from .linear_attention import LinearAttention, MambaLinearAttention
 from .local_ss2d import LocalSS2D
@@ -25,9 +25,9 @@ from .window import from_windows, to_windows
 
 __all__ = [
     "SS2D", "SSD2D", "AttentiveGlobal", "AttentiveSSM", "BidirectionalMixer", "CPEBlock", "ChannelAttention",
-    "ChannelScan", "ContinuousMixer", "Conv2dNHWC", "ConvDownsample", "ConvNorm", "ConvStem", "DepthwiseConvSiLU",
-    "InvertedDownsample", "LayerNorm", "LinearAttention", "LocalPathMixer", "LocalSS2D", "MambaLinearAttention",
-    "MixerBlock", "Mlp", "MultiPathMixer", "MultiScaleSS2D", "NonCausalSSD", "PatchEmbed", "PatchMerging",
+    "ChannelScan", "ContinuousMixer", "Conv2dNHWC", "ConvDownsample", "ConvNorm", "ConvStem", "DepthwiseConvAdd",
+    "DepthwiseConvSiLU", "InvertedDownsample", "LayerNorm", "LinearAttention", "LocalPathMixer", "LocalSS2D",
+    "MambaLinearAttention", "MixerBlock", "Mlp", "MultiPathMixer", "MultiScaleSS2D", "NonCausalSSD", "PatchEmbed", "PatchMerging",
     "PatchStem", "RMSNorm", "ResidualStem", "SS2DVariant", "SplitMixer", "SqueezeExcite", "StateFusionSS2D",
     "SupportQueryScan", "VideoMixer", "from_windows", "to_windows",
 ]

@@ -5,9 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vmamba.ops import depthwise_conv_add
 from vmamba.ops.depthwise_conv_silu import depthwise_conv_silu_call
 
-__all__ = ["Conv2dNHWC", "ConvNorm", "DepthwiseConvSiLU"]
+from .plain import runs_alone_on_gpu
+
+__all__ = ["Conv2dNHWC", "ConvNorm", "DepthwiseConvAdd", "DepthwiseConvSiLU"]
 
 
 class Conv2dNHWC(nn.Conv2d):
@@ -42,6 +45,26 @@ class DepthwiseConvSiLU(Conv2dNHWC):
                 return torch.ops.vmamba.depthwise_conv_silu(x, self.weight, self.bias)[0]
             return depthwise_conv_silu_call(x, self.weight, self.bias, "auto")[0]
         return F.silu(self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1))
+
+
+class DepthwiseConvAdd(Conv2dNHWC):
+    """A map and its 3x3 depthwise convolution, added; ``[B, H, W, C] -> [B, H, W, C]``.
+
+    A conditional position encoding, Chu et al., arXiv:2102.10882. On a GPU it is one operator.
+
+    Args:
+        dim: Channels C.
+    """
+
+    def __init__(self, dim: int, device: Any = None, dtype: torch.dtype | None = None) -> None:
+        super().__init__(dim, dim, 3, padding=1, groups=dim, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():    # TorchScript passes over what is below a test of this alone
+            fused = runs_alone_on_gpu(x)
+            if fused:
+                return depthwise_conv_add(x, self.weight, self.bias)
+        return x + self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
 
 
 class ConvNorm(nn.Module):

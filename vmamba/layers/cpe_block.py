@@ -5,7 +5,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from .conv import Conv2dNHWC
+from .conv import DepthwiseConvAdd
 from .mlp import Mlp
 from .norm import LayerNorm
 
@@ -32,17 +32,17 @@ class CPEBlock(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        self.cpe1 = Conv2dNHWC(dim, dim, 3, padding=1, groups=dim, **dd)
+        self.cpe1 = DepthwiseConvAdd(dim, **dd)
         self.norm1 = LayerNorm(dim, eps=norm_eps, **dd)
         self.mixer = mixer
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.cpe2 = Conv2dNHWC(dim, dim, 3, padding=1, groups=dim, **dd)
+        self.cpe2 = DepthwiseConvAdd(dim, **dd)
         self.norm2 = LayerNorm(dim, eps=norm_eps, **dd)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), **dd)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.cpe1(x)
+        x = self.cpe1(x)
         x = x + self.drop_path1(self.mixer(self.norm1(x)))
-        x = x + self.cpe2(x)
+        x = self.cpe2(x)
         return x + self.drop_path2(self.mlp(self.norm2(x)))

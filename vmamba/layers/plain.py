@@ -1,9 +1,18 @@
-"""Whether an operator may stand for a module."""
-from torch import nn
+"""Whether an operator may stand for modules."""
+import torch
+from torch import Tensor, nn
 
-__all__ = ["is_plain"]
+from vmamba.ops._library import is_plain as is_plain_cuda
+
+__all__ = ["is_plain", "runs_alone_on_gpu"]
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether it is of this very class and without hooks: adapters, parametrisations and hooks have to be called."""
     return type(module) is kind and not module._forward_hooks and not module._forward_pre_hooks
+
+
+def runs_alone_on_gpu(x: Tensor) -> bool:
+    """Whether x is on a GPU and nothing looks inside, but a compiler that calls operators as they are."""
+    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting() and x.is_cuda
+    return compiled or is_plain_cuda(x)

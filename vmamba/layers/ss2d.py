@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from vmamba.ops import ss2d_mixer
-from vmamba.ops._library import is_plain as is_plain_cuda
 from vmamba.ops.ss2d_scan_norm import ss2d_scan_norm_call
 from vmamba.scans import default_directions, scan_order
 
 from .conv import DepthwiseConvSiLU
 from .norm import LayerNorm
-from .plain import is_plain
+from .plain import is_plain, runs_alone_on_gpu
 from .ssm import reset_ssm_parameters
 
 __all__ = ["SS2D"]
@@ -101,9 +100,8 @@ class SS2D(nn.Module):
     @torch.jit.ignore
     def _is_one_operator(self, x: Tensor) -> bool:
         """Whether one operator may do it all: on a GPU, where the host is slow, and where nothing looks inside."""
-        compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting() and x.is_cuda
         return (
-            (compiled or is_plain_cuda(x)) and not self.gated and is_plain(self.conv, DepthwiseConvSiLU)
+            runs_alone_on_gpu(x) and not self.gated and is_plain(self.conv, DepthwiseConvSiLU)
             and self.conv.kernel_size == (3, 3) and is_plain(self.out_norm, LayerNorm)
             and all(is_plain(m, nn.Linear) for m in (self.in_proj, self.x_proj, self.out_proj)))
 

@@ -16,7 +16,7 @@ from timm.layers import ClassifierHead, DropPath, LayerNorm, get_device_dtype
 from torch import Tensor, nn
 
 from vmamba._timm import generate_default_cfgs, register_model
-from vmamba.layers import AttentiveGlobal, AttentiveSSM, Conv2dNHWC, ConvNorm
+from vmamba.layers import AttentiveGlobal, AttentiveSSM, ConvNorm, DepthwiseConvAdd
 
 from ._cfg import classifier_cfg
 from ._checkpoint import fit_official, load_released, open_envelope
@@ -50,12 +50,12 @@ class ResidualConvFFN(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden, **dd)
         self.act = nn.GELU()
-        self.conv = Conv2dNHWC(hidden, hidden, 3, padding=1, groups=hidden, **dd)
+        self.conv = DepthwiseConvAdd(hidden, **dd)
         self.fc2 = nn.Linear(hidden, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.fc1(x))
-        return self.fc2(x + self.conv(x))
+        return self.fc2(self.conv(x))
 
 
 class ScaleBias(nn.Module):
@@ -100,11 +100,11 @@ class A2MambaBlock(nn.Module):
         def scale(value: float | None) -> nn.Module:
             return ScaleBias(dim, value, **dd) if value is not None else nn.Identity()
 
-        self.cpe1 = Conv2dNHWC(dim, dim, 3, padding=1, groups=dim, **dd)
+        self.cpe1 = DepthwiseConvAdd(dim, **dd)
         self.norm1 = LayerNorm(dim, eps=NORM_EPS, **dd)
         self.mixer = mixer
         self.shortcut1, self.branch1 = scale(shortcut_scale), scale(branch_scale)
-        self.cpe2 = Conv2dNHWC(dim, dim, 3, padding=1, groups=dim, **dd)
+        self.cpe2 = DepthwiseConvAdd(dim, **dd)
         self.norm2 = LayerNorm(dim, eps=NORM_EPS, **dd)
         self.mlp = ResidualConvFFN(dim, int(dim * mlp_ratio), **dd)
         self.shortcut2, self.branch2 = scale(shortcut_scale), scale(branch_scale)
@@ -112,9 +112,9 @@ class A2MambaBlock(nn.Module):
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.cpe1(x)
+        x = self.cpe1(x)
         x = self.shortcut1(x) + self.drop_path1(self.branch1(self.mixer(self.norm1(x))))
-        x = x + self.cpe2(x)
+        x = self.cpe2(x)
         return self.shortcut2(x) + self.drop_path2(self.branch2(self.mlp(self.norm2(x))))
 
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from vmamba._timm import generate_default_cfgs, register_model
 from vmamba.layers import (
-    Conv2dNHWC,
     ConvDownsample,
     ConvStem,
+    DepthwiseConvAdd,
     LayerNorm,
     MultiScaleSS2D,
     PatchMerging,
@@ -44,13 +44,12 @@ class ConvFFN(nn.Module):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden, **dd)
-        self.conv = Conv2dNHWC(hidden, hidden, 3, padding=1, groups=hidden, **dd)
+        self.conv = DepthwiseConvAdd(hidden, **dd)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        return self.fc2(self.act(x + self.conv(x)))
+        return self.fc2(self.act(self.conv(self.fc1(x))))
 
 
 class MSVMambaBlock(nn.Module):

@@ -16,7 +16,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from vmamba._timm import generate_default_cfgs, register_model
-from vmamba.layers import Conv2dNHWC, InvertedDownsample, LayerNorm, Mlp, ResidualStem, StateFusionSS2D
+from vmamba.layers import DepthwiseConvAdd, InvertedDownsample, LayerNorm, Mlp, ResidualStem, StateFusionSS2D
 
 from ._cfg import classifier_cfg
 from ._checkpoint import fit_official, load_released
@@ -37,19 +37,19 @@ class SpatialMambaBlock(nn.Module):
     def __init__(self, dim: int, drop_path: float, device: Any = None, dtype: torch.dtype | None = None) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
-        self.cpe1 = Conv2dNHWC(dim, dim, 3, padding=1, groups=dim, **dd)
+        self.cpe1 = DepthwiseConvAdd(dim, **dd)
         self.norm1 = LayerNorm(dim, eps=NORM_EPS, **dd)
         self.mixer = StateFusionSS2D(dim, norm_eps=NORM_EPS, **dd)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.cpe2 = Conv2dNHWC(dim, dim, 3, padding=1, groups=dim, **dd)
+        self.cpe2 = DepthwiseConvAdd(dim, **dd)
         self.norm2 = LayerNorm(dim, eps=NORM_EPS, **dd)
         self.mlp = Mlp(dim, 4 * dim, **dd)
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.cpe1(x)
+        x = self.cpe1(x)
         x = x + self.drop_path1(self.mixer(self.norm1(x)))
-        x = x + self.cpe2(x)
+        x = self.cpe2(x)
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 

@@ -177,6 +177,19 @@ def depthwise_conv_silu_backward(
     return tuple(vmamba_kernels.depthwise_conv_silu_backward(dy, x, weight, bias))
 
 
+def depthwise_conv_add_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    import vmamba_kernels
+    return vmamba_kernels.depthwise_conv_add_forward(x, weight, bias)
+
+
+def depthwise_conv_add_backward(
+        dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of (x, weight, bias)."""
+    import vmamba_kernels
+    return tuple(vmamba_kernels.depthwise_conv_add_backward(dy, x, weight, bias))
+
+
 def gelu_backward(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The activation again, the gradient of x, and its sum over rows."""
     import vmamba_kernels

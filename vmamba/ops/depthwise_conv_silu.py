@@ -37,11 +37,29 @@ def depthwise_conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None, *
     return depthwise_conv_silu_call(x, weight, bias, backend)[0]
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def check_depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     check_tensor("x", x, (None, None, None, None), "[B, H, W, C]", x)
     check_tensor("weight", weight, (x.shape[3], 1, 3, 3), "[C, 1, 3, 3]", x)
     if bias is not None:
         check_tensor("bias", bias, (x.shape[3],), "[C]", x)
+
+
+def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution alone, by PyTorch, contiguous."""
+    return F.conv2d(
+        x.permute(0, 3, 1, 2), weight.to(x.dtype), bias.to(x.dtype) if bias is not None else None, padding=1,
+        groups=x.shape[3]).permute(0, 2, 3, 1).contiguous()
+
+
+def depthwise_conv_backward(
+        dconv: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of :func:`depthwise_conv` to x, weight and bias."""
+    channels = x.shape[3]
+    dx, dweight, dbias = torch.ops.aten.convolution_backward(
+        dconv.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2), weight.to(x.dtype), [channels] if bias is not None else None,
+        [1, 1], [1, 1], [1, 1], False, [0, 0], channels, [True, True, bias is not None])
+    return dx.permute(0, 2, 3, 1), dweight, dbias
 
 
 LIBRARY.define(
@@ -58,10 +76,8 @@ def _forward(
     if resolve_backend(backend, x) == "triton":
         # the kernel's backward convolves again, which costs less than keeping what it gives
         return _triton.depthwise_conv_silu_forward(x, weight, bias), x.new_empty(0)
-    _check(x, weight, bias)
-    conv = F.conv2d(
-        x.permute(0, 3, 1, 2), weight.to(x.dtype), bias.to(x.dtype) if bias is not None else None, padding=1,
-        groups=x.shape[3]).permute(0, 2, 3, 1).contiguous()
+    check_depthwise_conv(x, weight, bias)
+    conv = depthwise_conv(x, weight, bias)
     return F.silu(conv), conv
 
 
@@ -72,18 +88,14 @@ def _backward(
     if resolve_backend(backend, x) == "triton":
         return pack_gradients(_triton.depthwise_conv_silu_backward(dy, x, weight, bias), (x, weight, bias))
     dconv = torch.ops.aten.silu_backward(dy.contiguous(), conv)
-    channels = x.shape[3]
-    dx, dweight, dbias = torch.ops.aten.convolution_backward(
-        dconv.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2), weight.to(x.dtype), [channels] if bias is not None else None,
-        [1, 1], [1, 1], [1, 1], False, [0, 0], channels, [True, True, bias is not None])
-    return pack_gradients((dx.permute(0, 2, 3, 1), dweight, dbias), (x, weight, bias))
+    return pack_gradients(depthwise_conv_backward(dconv, x, weight, bias), (x, weight, bias))
 
 
 @torch.library.register_fake("vmamba::depthwise_conv_silu", lib=LIBRARY)
 def _forward_fake(
         x: Tensor, weight: Tensor, bias: Tensor | None, backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    _check(x, weight, bias)
+    check_depthwise_conv(x, weight, bias)
     kept = 0 if resolve_backend(backend, x) == "triton" else x.shape
     return x.new_empty(x.shape), x.new_empty(kept)
 

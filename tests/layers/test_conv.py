@@ -1,0 +1,30 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vmamba.layers import DepthwiseConvAdd, conv
+
+
+@pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "as on a GPU"])
+def test_map_and_convolution_are_added(gpu, monkeypatch):
+    torch.manual_seed(0)
+    calls = []
+    operator = conv.depthwise_conv_add
+    monkeypatch.setattr(conv, "runs_alone_on_gpu", lambda x: gpu)
+    monkeypatch.setattr(conv, "depthwise_conv_add", lambda *given: calls.append(1) or operator(*given))
+    module = DepthwiseConvAdd(8).double()
+    x = torch.randn(2, 3, 5, 8, dtype=torch.float64, requires_grad=True)
+    inputs = (x, *module.parameters())
+    got = module(x)
+    assert len(calls) == gpu
+    expected = x + F.conv2d(x.permute(0, 3, 1, 2), module.weight, module.bias, padding=1, groups=8).permute(0, 2, 3, 1)
+    torch.testing.assert_close(got, expected)
+    cotangent = torch.randn_like(x)
+    for a, b in zip(torch.autograd.grad(got, inputs, cotangent), torch.autograd.grad(expected, inputs, cotangent),
+                    strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_it_can_be_scripted():
+    module, x = DepthwiseConvAdd(8), torch.randn(1, 3, 5, 8)
+    torch.testing.assert_close(torch.jit.script(module)(x), module(x))
