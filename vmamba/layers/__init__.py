@@ -27,7 +27,7 @@ __all__ = [
     "SS2D", "SSD2D", "AttentiveGlobal", "AttentiveSSM", "BidirectionalMixer", "CPEBlock", "ChannelAttention",
     "ChannelScan", "ContinuousMixer", "Conv2dNHWC", "ConvDownsample", "ConvNorm", "ConvStem", "DepthwiseConvAdd",
     "DepthwiseConvSiLU", "InvertedDownsample", "LayerNorm", "LinearAttention", "LocalPathMixer", "LocalSS2D",
-    "MambaLinearAttention", "MixerBlock", "Mlp", "MultiPathMixer", "MultiScaleSS2D", "NonCausalSSD", "PatchEmbed", "PatchMerging",
-    "PatchStem", "RMSNorm", "ResidualStem", "SS2DVariant", "SplitMixer", "SqueezeExcite", "StateFusionSS2D",
-    "SupportQueryScan", "VideoMixer", "from_windows", "to_windows",
+    "MambaLinearAttention", "MixerBlock", "Mlp", "MultiPathMixer", "MultiScaleSS2D", "NonCausalSSD", "PatchEmbed",
+    "PatchMerging", "PatchStem", "RMSNorm", "ResidualStem", "SS2DVariant", "SplitMixer", "SqueezeExcite",
+    "StateFusionSS2D", "SupportQueryScan", "VideoMixer", "from_windows", "to_windows",
 ]

@@ -24,13 +24,14 @@ from vmamba_kernels._ss2d_forward import ss2d_fwd_kernel_n1
 from vmamba_kernels._ssd_backward import ssd_backward_kernel, ssd_group_kernel
 from vmamba_kernels._ssd_forward import ssd_forward_kernel, ssd_states_kernel
 from vmamba_kernels.configs import SCAN_REGISTERS, config, states_at_a_time
+from vmamba_kernels.depthwise_conv import conv_bwd_kernel, conv_kernel
 from vmamba_kernels.state_shapes import SCAN_TILE, TILE
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 FLOAT32 = {
     "dt_weight_ptr", "dt_bias_ptr", "a_log_ptr", "d_skip_ptr", "entry_ptr", "dbc_ptr", "dvec_ptr", "weight_ptr",
     "bias_ptr", "a_ptr", "bc_ptr", "skip_ptr", "running_ptr", "scratch_ptr", "carry_ptr", "da_ptr", "start_ptr",
-    "last_ptr", "ends_ptr", "decay_ptr", "dskip_ptr",
+    "last_ptr", "ends_ptr", "decay_ptr", "dskip_ptr", "dparams_ptr",
 }  # fmt: skip
 SS2D = {
     "ORDER": 2, "K": 4, "HAS_C": True, "HAS_BIAS": True, "HAS_SKIP": True,
@@ -62,6 +63,8 @@ def _ssd(tile: int, warps: int, **how) -> dict:
 # windows of the first stage of A2Mamba-T
 WINDOWS = {"D": 24, "BD": 32, "K": 11, "N": 32, "Q": 16, "VECTOR": 8, "FAST": True, "KK": 128, "WARPS": 2}
 
+CONV = {"C": 96, "COLUMNS": 8, "BLOCK": 32, "HAS_BIAS": True, "SILU": False, "FLIP": False, "SHORTCUT": True}
+
 TARGETS = (90, 80)
 # name -> kernel, constants, elements (channel, visit) that one lane does per pass of the loop that is counted,
 # and which loop that is: the longest, the innermost one over states, or none but the whole kernel
@@ -83,6 +86,8 @@ CASES = {
     "neighborhood_gather": (window_gather_kernel, {**WINDOWS, "DOTS": False}, 16 * 11 * 11 / 64, None),
     "neighborhood_dots": (window_gather_kernel, {**WINDOWS, "DOTS": True}, 16 * 11 / 64, max),
     "neighborhood_spread": (spread_kernel, WINDOWS, 16 * 11 / 64, max),
+    "conv_add_fwd": (conv_kernel, CONV, 8, max),
+    "conv_add_bwd": (conv_bwd_kernel, CONV, 8, max),
 }
 
 
