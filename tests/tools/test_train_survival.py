@@ -224,6 +224,27 @@ def test_a_loader_process_that_dies(whole, flags, tmp_path, monkeypatch, capfd):
     assert_equal_runs(whole, tmp_path / "run")
 
 
+def test_a_loader_process_that_dies_before_its_batch_is_fetched(flags, tmp_path, monkeypatch, capsys):
+    class Gone:
+        def detach(self):
+            raise ConnectionResetError(errno.ECONNRESET, "connection reset by peer")
+
+    def fetch(*_):
+        torch.multiprocessing.reductions.rebuild_storage_fd(torch.UntypedStorage, Gone(), 4)
+
+    monkeypatch.setattr(fit, "_train", fetch)
+    assert fit.main([*flags, "--workers", "1"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(
+        "error: DataLoader worker exited unexpectedly (ConnectionResetError). Loaders die for want of memory")
+
+    def elsewhere(*_):
+        raise ConnectionResetError(errno.ECONNRESET, "a tracker's server")
+
+    monkeypatch.setattr(fit, "_train", elsewhere)
+    with pytest.raises(ConnectionResetError, match="a tracker's server"):
+        fit.main([*flags, "--workers", "1", "--overwrite"])
+
+
 def test_a_full_disk(whole, flags, tmp_path, monkeypatch, capsys):
     fsync, calls = os.fsync, count(1)
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import torch
 from timm.utils import distribute_bn, init_distributed_device, unwrap_model
+from torch.multiprocessing import reductions
 from torch.utils.data import IterableDataset
 
 from ..errors import UserError, tool
@@ -130,11 +132,16 @@ def _loader_errors(directory: RunDirectory, args: argparse.Namespace) -> Iterato
     """Says in one line that a loader process died, and how to go on."""
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:
+        if "DataLoader worker" in str(error):
+            what = str(error).splitlines()[0]
+        elif any(frame.f_globals["__name__"] == reductions.__name__ for frame, _ in walk_tb(error.__traceback__)):
+            # it died after it had said that a batch is ready, and before the batch was fetched from it
+            what = f"DataLoader worker exited unexpectedly ({type(error).__name__})."
+        else:
             raise
-        raise UserError(f"{str(error).splitlines()[0]} Loaders die for want of memory or shared memory: fewer "
-                        f"--workers may help; continue with: {next_commands(directory, args, False)[-1][1]}") from error
+        raise UserError(f"{what} Loaders die for want of memory or shared memory: fewer --workers may help; continue "
+                        f"with: {next_commands(directory, args, False)[-1][1]}") from error
 
 
 def _run_directory(args: argparse.Namespace, kind: type[RunDirectory]) -> RunDirectory:
