@@ -94,8 +94,7 @@ def one_operator(monkeypatch):
     from vmamba.layers import ss2d
     calls = []
     monkeypatch.setattr(ss2d, "runs_alone_on_gpu", lambda x: True)
-    monkeypatch.setattr(ss2d, "ss2d_mixer", lambda *given, **how: calls.append(1) or mixer(*given, **how))
-    mixer = ss2d_mixer
+    monkeypatch.setattr(ss2d, "ss2d_mixer", lambda *given, **how: calls.append(1) or ss2d_mixer(*given, **how))
     return calls
 
 

@@ -6,7 +6,15 @@ import torch
 from tests.ops.test_ss2d_scan import random_order
 from tests.support.scans import selective_scan_arguments, ss2d_arguments
 from tests.support.tolerances import assert_close
-from vmamba.ops import ReferenceOperators, selective_scan, ss2d_scan, ss2d_scan_norm, ssd_scan
+from vmamba.ops import (
+    ReferenceOperators,
+    depthwise_conv_add,
+    selective_scan,
+    ss2d_mixer,
+    ss2d_scan,
+    ss2d_scan_norm,
+    ssd_scan,
+)
 from vmamba.scans import scan_order
 
 # between them every operator, and attention
@@ -59,6 +67,25 @@ def test_ssd_scan_gradgradcheck(causal):
         return ssd_scan(*arguments, dt_softplus=True, causal=causal, backend="reference")
 
     assert torch.autograd.gradgradcheck(scan, (x, dt, A, B, C, D), fast_mode=True)
+
+
+def test_operators_that_models_call_on_a_gpu_only():
+    """Inside, they compute the same, and their gradients can be differentiated."""
+    g = torch.Generator().manual_seed(0)
+    x, in_weight, conv_weight, proj_weight, dt_weight, A_log, norm_weight, norm_bias, out_weight = (
+        (0.5 * torch.randn(shape, generator=g, dtype=torch.float64)).requires_grad_()
+        for shape in ((1, 1, 3, 2), (2, 2), (2, 1, 3, 3), (6, 2), (2, 2, 1), (2, 2, 1), (2,), (2,), (2, 2)))
+
+    def mixer(*t):
+        return ss2d_mixer(t[0], t[1], t[2], None, t[3], t[4], None, t[5], None, *t[6:], order="bidi")
+
+    for run, arguments in (
+            (mixer, (x, in_weight, conv_weight, proj_weight, dt_weight, A_log, norm_weight, norm_bias, out_weight)),
+            (depthwise_conv_add, (x, conv_weight))):
+        expected = run(*arguments)
+        with ReferenceOperators():
+            assert_close(run(*arguments), expected)
+            assert torch.autograd.gradgradcheck(run, arguments, fast_mode=True)
 
 
 @pytest.mark.parametrize("name", MODELS)

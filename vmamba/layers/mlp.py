@@ -33,4 +33,3 @@ class Mlp(nn.Module):
             if fused and is_plain(self.fc1, nn.Linear) and is_plain(self.fc2, nn.Linear):
                 return mlp_call(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, "auto")[0]
         return self.fc2(F.gelu(self.fc1(x)))
-

@@ -14,7 +14,9 @@ from vmamba.scans import ScanOrder, scan_order
 
 from . import _torch_neighborhood
 from ._shapes import compute_dtype
+from .depthwise_conv_silu import depthwise_conv
 from .reference import selective_scan_reference, ss2d_scan_norm_reference, ss2d_scan_reference
+from .ss2d_mixer import KEPT
 from .ssd_scan import ssd_scan_reference
 
 __all__ = ["ReferenceOperators", "call_order", "operator_name"]
@@ -113,15 +115,32 @@ def _add_layer_norm(
 
 def _depthwise_conv_silu(
         x: Tensor, weight: Tensor, bias: Tensor | None, backend: str = "auto") -> tuple[Tensor, Tensor]:
-    conv = F.conv2d(
-        x.permute(0, 3, 1, 2), weight.to(x.dtype), bias.to(x.dtype) if bias is not None else None, padding=1,
-        groups=x.shape[3])
-    return F.silu(conv.permute(0, 2, 3, 1)), x.new_empty(0)
+    return F.silu(depthwise_conv(x, weight, bias)), x.new_empty(0)
+
+
+def _depthwise_conv_add(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str = "auto") -> Tensor:
+    return x + depthwise_conv(x, weight, bias)
+
+
+def _ss2d_mixer(
+        x: Tensor, in_weight: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, proj_weight: Tensor,
+        dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None, norm_weight: Tensor,
+        norm_bias: Tensor, out_weight: Tensor, order: str, eps: float, backend: str, save: bool,
+) -> tuple[Tensor, ...]:
+    batch, height, width, _ = x.shape
+    inner = F.linear(x, in_weight.to(x.dtype))
+    tokens = F.silu(depthwise_conv(inner, conv_weight, conv_bias)).flatten(1, 2)
+    proj = F.linear(tokens, proj_weight.to(x.dtype)).view(batch, height * width, dt_weight.shape[0], -1)
+    y = _ss2d_scan_norm(
+        tokens, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, None, norm_weight, norm_bias, None, eps)
+    y = F.linear(y, out_weight.to(x.dtype)).view(batch, height, width, -1)
+    return y, *(x.new_empty(0) for _ in KEPT)
 
 
 def _mlp(
         x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
+    weight1, bias1, weight2, bias2 = (t.to(x.dtype) for t in (weight1, bias1, weight2, bias2))
     return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2), x.new_empty(0), x.new_empty(0)
 
 
@@ -148,7 +167,9 @@ _PLAIN: dict[str, Callable] = {
     "vmamba::ss2d_scan_norm_saving": _ss2d_scan_norm_saving,
     "vmamba::selective_scan": _selective_scan,
     "vmamba::add_layer_norm": _add_layer_norm,
+    "vmamba::depthwise_conv_add": _depthwise_conv_add,
     "vmamba::depthwise_conv_silu": _depthwise_conv_silu,
+    "vmamba::ss2d_mixer": _ss2d_mixer,
     "vmamba::mlp": _mlp,
     "vmamba::ssd_scan": _ssd_scan,
     "vmamba::neighborhood_weights": _neighborhood_weights,

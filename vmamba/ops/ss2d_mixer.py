@@ -81,12 +81,12 @@ def _check(x: Tensor, in_weight: Tensor, proj_weight: Tensor, dt_weight: Tensor,
 _TENSORS = (
     "Tensor x, Tensor in_weight, Tensor conv_weight, Tensor? conv_bias, Tensor proj_weight, Tensor dt_weight, "
     "Tensor? dt_bias, Tensor A_log, Tensor? D_skip, Tensor norm_weight, Tensor norm_bias, Tensor out_weight")
-_KEPT = ("inner", "conv", "tokens", "proj", "merged", "states", "normed")
+KEPT = ("inner", "conv", "tokens", "proj", "merged", "states", "normed")
 LIBRARY.define(
     f"ss2d_mixer({_TENSORS}, str order, float eps, str backend, bool save) -> "
-    f"(Tensor y, {', '.join(f'Tensor {name}' for name in _KEPT)})")
+    f"(Tensor y, {', '.join(f'Tensor {name}' for name in KEPT)})")
 LIBRARY.define(
-    f"ss2d_mixer_backward(Tensor dy, {', '.join(f'Tensor {name}' for name in _KEPT)}, {_TENSORS}, str order, "
+    f"ss2d_mixer_backward(Tensor dy, {', '.join(f'Tensor {name}' for name in KEPT)}, {_TENSORS}, str order, "
     "float eps, str backend) -> Tensor[]")
 
 
@@ -114,7 +114,7 @@ def _forward(
     normed, merged, states = scan_forward(*(*scan, save))
     y = F.linear(normed, out_weight.to(x.dtype)).view(batch, height, width, -1)
     if not save:
-        return y, *(x.new_empty(0) for _ in _KEPT)
+        return y, *(x.new_empty(0) for _ in KEPT)
     return y, inner, conv, tokens, proj, merged, states, normed
 
 
@@ -161,13 +161,13 @@ def _forward_fake(
     normed, merged, states = scan_fake(*(*scan, save))
     y = x.new_empty((batch, height, width, out_weight.shape[0]))
     if not save:
-        return y, *(x.new_empty(0) for _ in _KEPT)
+        return y, *(x.new_empty(0) for _ in KEPT)
     return y, inner, conv, tokens.new_empty(tokens.shape), proj, merged, states, normed
 
 
 @torch.library.register_fake("vmamba::ss2d_mixer_backward", lib=LIBRARY)
 def _backward_fake(dy: Tensor, *arguments: Any) -> list[Tensor]:
-    return fake_gradients(arguments[len(_KEPT):-3])
+    return fake_gradients(arguments[len(KEPT):-3])
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -183,7 +183,7 @@ def _autograd(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple:
         return (None,) * 16
     saved = ctx.saved_tensors
     grads = _differentiate(dy, *saved, ctx.order, ctx.eps, ctx.backend)
-    return (*unpack_gradients(grads, saved[len(_KEPT):]), None, None, None, None)
+    return (*unpack_gradients(grads, saved[len(KEPT):]), None, None, None, None)
 
 
 _differentiate = direct("ss2d_mixer_backward", _backward)
