@@ -23,6 +23,7 @@ import _study
 import torch
 
 from vmamba.errors import tool
+from vmamba.train.arguments import parse_train_arguments
 from vmamba.train.checkpoint import load_weights
 from vmamba.train.model import build_classifier
 
@@ -83,8 +84,8 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, object]:
 
 def is_run(row: dict[str, str], name: str, seed: int, args: argparse.Namespace) -> bool:
     """Whether a row of the results file is of this run; without --epochs the recipe's number counts."""
-    epochs = row["epochs"] if args.epochs is None else str(args.epochs)
-    return tuple(row[key] for key in KEYS) == (args.recipe.name, name, str(seed), epochs)
+    epochs = args.epochs or parse_train_arguments(["--config", str(args.recipe)]).epochs
+    return tuple(row[key] for key in KEYS) == (args.recipe.name, name, str(seed), str(epochs))
 
 
 @tool

@@ -35,6 +35,13 @@ def test_rows_are_of_the_last_epoch_and_of_averaged_weights(recipe, tmp_path, ca
     assert "test_vit seed 1" in capsys.readouterr().out
 
 
+def test_a_run_of_another_length_is_another_run(recipe):
+    args = study_models.parse_args(["--results-file", "s.csv", "--recipe", str(recipe)])
+    for epochs, same in (("2", True), ("1", False)):
+        row = {"recipe": "small.yaml", "model": "resnet18", "seed": "0", "epochs": epochs}
+        assert study_models.is_run(row, "resnet18", 0, args) is same
+
+
 def test_a_wrong_name_is_known_before_anything_is_trained(tmp_path, capsys):
     assert study(tmp_path, "--models", "test_vmamba", "resnet1") == 2
     assert "unknown model 'resnet1'; near names: " in capsys.readouterr().err
