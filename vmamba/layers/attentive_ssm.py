@@ -14,6 +14,7 @@ import vmamba.ops  # noqa: F401  (registers torch.ops.vmamba)
 
 from . import rotary
 from .conv import Conv2dNHWC, ConvNorm
+from .plain import is_plain, runs_alone_on_gpu
 from .ssm import reset_ssm_parameters
 
 __all__ = ["AttentiveGlobal", "AttentiveSSM"]
@@ -62,11 +63,30 @@ class AttentionSSM(nn.Module):
         """Initialise the parameters of the state-space model (its other layers reset themselves)."""
         reset_ssm_parameters(self.A_log, self.D, self.dt_weight, self.dt_bias)
 
+    def _project(self, x: Tensor) -> Tensor:
+        """Factors of delta, B and C, ``[B, H, W, C] -> [B, H, W, R + 2]``."""
+        if runs_alone_on_gpu(x) and is_plain(self.x_proj, nn.Linear):
+            # rows of 16 bytes or a multiple of it: for others there is no fast matrix product
+            weight = self.x_proj.weight
+            return F.linear(x, F.pad(weight, (0, 0, 0, -len(weight) % 8)))[..., :len(weight)]
+        return self.x_proj(x)
+
+    def _fuse(self, x: Tensor) -> Tensor:
+        """Mixes the heads, ``[B, H, W, n, C / n] -> [B, H, W, C]``."""
+        if runs_alone_on_gpu(x) and is_plain(self.fusion, nn.Linear):
+            # n columns leave tensor cores idle and need the heads last; with a row for each channel they are where
+            # they should be, and the zeros cost nothing
+            each = x.shape[-1]
+            weight = torch.kron(self.fusion.weight, torch.eye(each, device=x.device, dtype=self.fusion.weight.dtype))
+            return F.linear(x.flatten(3), weight, self.fusion.bias.repeat_interleave(each))
+        # channels first: when an axis behind the width is split off, tracing cannot tell that what is left is the width
+        return self.fusion(x.permute(4, 0, 1, 2, 3)).permute(1, 2, 3, 4, 0).flatten(3)
+
     def forward(self, x: Tensor, near: Tensor, far: Tensor) -> Tensor:
         """``[B, H, W, C] -> [B, H, W, C]``, with the weights [B, H, W, n / 2, K * K] of both halves of the heads."""
         B, H, W, C = x.shape
         x = self.act(self.conv(x))
-        proj = self.x_proj(x)
+        proj = self._project(x)
         # without C the scan returns the state
         state = torch.ops.vmamba.ss2d_scan(
             x.reshape(B, H * W, C), proj[..., :-1].reshape(B, H * W, 1, self.dt_rank + 1), self.dt_weight.unsqueeze(0),
@@ -75,9 +95,7 @@ class AttentionSSM(nn.Module):
         mixed = torch.cat([
             torch.ops.vmamba.neighborhood_apply(near, first, self.window, False),
             torch.ops.vmamba.neighborhood_apply(far, second, self.window, True)], dim=3)
-        # channels first: when an axis behind the width is split off, tracing cannot tell that what is left is the width
-        fused = self.fusion(mixed.permute(4, 0, 1, 2, 3)).permute(1, 2, 3, 4, 0)
-        return rotary.widen(fused.flatten(3)) * proj[..., -1:] + x * self.D
+        return rotary.widen(self._fuse(mixed)) * proj[..., -1:] + x * self.D
 
 
 class AttentiveMixer(nn.Module):
