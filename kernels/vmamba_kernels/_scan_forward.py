@@ -17,84 +17,36 @@ SEQUENCE = ["L", "visits", "height", "width", "reciprocal", "tiles", "segments",
 
 
 @triton.jit
-def place(pid, segments, G, C: tl.constexpr, SUB: tl.constexpr):
-    """Of program pid: image, segment, group, block of channels, and SUB times 32 channels and which of them exist."""
-    BLOCKS: tl.constexpr = (C + 32 * SUB - 1) // (32 * SUB)
+def place(pid, segments, G, C: tl.constexpr):
+    """Of program pid: image, segment, group, block of channels, the channels [32], and which of them exist."""
+    BLOCKS: tl.constexpr = (C + 31) // 32
     block = pid % BLOCKS
     g = pid // BLOCKS % G
     segment = pid // (BLOCKS * G) % segments
     b = (pid // (BLOCKS * G * segments)).to(tl.int64)
-    channels = ()
-    exist = ()
-    for s in tl.static_range(SUB):
-        d = (block * SUB + s) * 32 + tl.arange(0, 32)
-        d_ok = d < C
-        if C % (32 * SUB) == 0:  # known to the compiler, which then drops every mask made of it
-            d_ok = tl.full([32], 1, tl.int1)
-        channels = channels + (d,)
-        exist = exist + (d_ok,)
-    return b, segment, g.to(tl.int64), block, channels, exist
+    d = block * 32 + tl.arange(0, 32)
+    d_ok = d < C
+    if C % 32 == 0:  # known to the compiler, which then drops every mask made of it
+        d_ok = tl.full([32], 1, tl.int1)
+    return b, segment, g.to(tl.int64), block, d, d_ok
 
 
 @triton.jit
-def load_channels(ptr, row, d, ok, GIVEN: tl.constexpr):
-    """A row's value for each channel as fp32, SUB vectors [32]; zeros where not given."""
-    out = ()
-    for s in tl.static_range(len(d)):
-        if GIVEN:
-            out = out + (tl.load(ptr + row + d[s], mask=ok[s], other=0.0).to(tl.float32),)
-        else:
-            out = out + (tl.zeros([32], tl.float32),)
-    return out
+def load_channels(ptr, at, ok, GIVEN: tl.constexpr):
+    """Values as fp32 [32]; zeros where not given."""
+    if GIVEN:
+        return tl.load(ptr + at, mask=ok, other=0.0).to(tl.float32)
+    else:
+        return tl.zeros([32], tl.float32)
 
 
 @triton.jit
 def load_delta_weights(weight_ptr, offset, d, d_ok, R: tl.constexpr, dtype: tl.constexpr):
-    """Weights of delta [32, 16] in two parts, in chunks of 16 factors, for each block of channels."""
+    """Weights of delta [32, 16] in two parts, in chunks of 16 factors."""
     out = ()
-    for s in tl.static_range(len(d)):
-        chunks = ()
-        for chunk in tl.static_range((R + 15) // 16):
-            r = tl.arange(0, 16) + 16 * chunk
-            chunks = chunks + (load_weight(weight_ptr + offset, d[s][:, None], r[None, :], d_ok[s][:, None], R, dtype),)
-        out = out + (chunks,)
-    return out
-
-
-@triton.jit
-def offsets(base, d, stride):
-    """Where the channels of a token are: SUB vectors [1, 32]."""
-    out = ()
-    for s in tl.static_range(len(d)):
-        out = out + (base + d[s][None, :].to(tl.int64) * stride,)
-    return out
-
-
-@triton.jit
-def rows_at(ptr, d):
-    """Pointers to a row's values of the channels: SUB vectors [32]."""
-    out = ()
-    for s in tl.static_range(len(d)):
-        out = out + (ptr + d[s],)
-    return out
-
-
-@triton.jit
-def both(ok, also):
-    """``ok & also`` for every block of channels."""
-    out = ()
-    for s in tl.static_range(len(ok)):
-        out = out + (ok[s] & also,)
-    return out
-
-
-@triton.jit
-def load_tile(ptr, channels, rows, ok_t, d_ok):
-    """Eight tokens, at offsets [8], of the channels: SUB tiles [8, 32], zeros where there is none."""
-    out = ()
-    for s in tl.static_range(len(channels)):
-        ok = ok_t[:, None] & d_ok[s][None, :]
-        out = out + (tl.load(ptr + channels[s] + rows[:, None], mask=ok, other=0.0),)
+    for chunk in tl.static_range((R + 15) // 16):
+        r = tl.arange(0, 16) + 16 * chunk
+        out = out + (load_weight(weight_ptr + offset, d[:, None], r[None, :], d_ok[:, None], R, dtype),)
     return out
 
 
@@ -110,10 +62,11 @@ def read_tile(
     visit = tile * 8 + tl.arange(0, 8)
     p, ok_t = tile_positions(visit, walk, visits, step, mirror, L, height, reciprocal, ORDER)
     at = p.to(tl.int64)
-    x = load_tile(x_ptr, x_off, at * x_sl, ok_t, d_ok)
+    ok = ok_t[:, None] & d_ok[None, :]
+    x = tl.load(x_ptr + x_off + at[:, None] * x_sl, mask=ok, other=0.0)
     delta = ()
     if R == 0:
-        delta = load_tile(delta_ptr, d_off, at * d_sl, ok_t, d_ok)
+        delta = (tl.load(delta_ptr + d_off + at[:, None] * d_sl, mask=ok, other=0.0),)
     for chunk in tl.static_range((R + 15) // 16):
         r = tl.arange(0, 16) + 16 * chunk
         f_at = factors_ptr + f_off + (at * f_sl)[:, None] + r[None, :]
@@ -122,71 +75,58 @@ def read_tile(
 
 
 @triton.jit
-def vectors(tiles):
-    """Eight tokens of the channels, SUB tiles [8, 32]: vectors [32], eight for each block of channels."""
-    out = ()
-    for s in tl.static_range(len(tiles)):
-        out = out + unpack8(tl.trans(tiles[s]))
-    return out
+def vectors(tile):
+    """Eight tokens of 32 channels, [8, 32]: 8 vectors [32]."""
+    return unpack8(tl.trans(tile))
 
 
 @triton.jit
-def store_tile(ptr, channels, rows, columns, ok_t, d_ok):
-    """Write eight tokens, at offsets [8], of the channels, given as ``vectors`` returns them."""
-    for s in tl.static_range(len(channels)):
-        block = ()
-        for t in tl.static_range(8):
-            block = block + (columns[8 * s + t],)
-        ok = ok_t[:, None] & d_ok[s][None, :]
-        tl.store(ptr + channels[s] + rows[:, None], tl.trans(pack8(block)).to(ptr.dtype.element_ty), mask=ok)
+def store_tile(ptr, at, columns, ok):
+    """Write eight tokens of 32 channels, given as 8 vectors, at offsets [8, 32]."""
+    tl.store(ptr + at, tl.trans(pack8(columns)).to(ptr.dtype.element_ty), mask=ok)
 
 
 @triton.jit
-def load_states(rows, C: tl.constexpr, NB: tl.constexpr, ok):
-    """NB rows of states, C apart: NB x SUB vectors [32], zeros where not ok. All are under way before one is used."""
+def load_states(ptr, C: tl.constexpr, NB: tl.constexpr, ok):
+    """NB rows of states, C apart: NB vectors [32], zeros where not ok. All are on their way before one is needed."""
     out = ()
     for i in tl.static_range(NB):
-        for s in tl.static_range(len(rows)):
-            out = out + (tl.load(rows[s] + i * C, mask=ok[s], other=0.0),)
+        out = out + (tl.load(ptr + i * C, mask=ok, other=0.0),)
     return out
 
 
 @triton.jit
-def store_states(rows, C: tl.constexpr, states, ok):
+def store_states(ptr, C: tl.constexpr, rows, ok):
     """The opposite of ``load_states``."""
-    SUB: tl.constexpr = len(rows)
-    for i in tl.static_range(len(states)):
-        tl.store(rows[i % SUB] + i // SUB * C, states[i], mask=ok[i % SUB])
+    for i in tl.static_range(len(rows)):
+        tl.store(ptr + i * C, rows[i], mask=ok)
 
 
 @triton.jit
 def scan_delta(delta, weights, bias, R: tl.constexpr, FAST: tl.constexpr):
-    """Pre-activations of delta in units of log 2, as ``vectors`` returns them. From what ``read_tile`` gave."""
-    out = ()
-    for s in tl.static_range(len(bias)):
-        if R == 0:
-            z = (tl.trans(delta[s]).to(tl.float32) + bias[s][:, None]) * LOG2E
-        else:
-            z = tl.zeros([32, 8], tl.float32) + bias[s][:, None] * LOG2E
-            for chunk in tl.static_range(len(delta)):
-                factors = tl.trans(delta[chunk])
-                z = product(weights[s][chunk][0], factors, z, FAST)
-                if factors.dtype != tl.float32:
-                    z = product(weights[s][chunk][1], factors, z, FAST)
-        out = out + unpack8(z)
-    return out
+    """Pre-activations of delta in units of log 2: 8 vectors [32]. From what ``read_tile`` gave."""
+    if R == 0:
+        z = (tl.trans(delta[0]).to(tl.float32) + bias[:, None]) * LOG2E
+    else:
+        z = tl.zeros([32, 8], tl.float32) + bias[:, None] * LOG2E
+        for chunk in tl.static_range(len(delta)):
+            factors = tl.trans(delta[chunk])
+            z = product(weights[chunk][0], factors, z, FAST)
+            if factors.dtype != tl.float32:
+                z = product(weights[chunk][1], factors, z, FAST)
+    return unpack8(z)
 
 
 @triton.jit
 def step_sizes(z2, visit, visits, SOFTPLUS: tl.constexpr, PRECISE: tl.constexpr, FAST: tl.constexpr):
     """Delta in units of log 2 from its pre-activations; 0 past the end, where the state stays what it is."""
     delta2 = ()
-    for i in tl.static_range(len(z2)):
+    for t in tl.static_range(8):
         if SOFTPLUS:
-            dl = softplus2(z2[i], FAST, PRECISE)
+            dl = softplus2(z2[t], FAST, PRECISE)
         else:
-            dl = z2[i]
-        delta2 = delta2 + (tl.where(visit + i % 8 < visits, dl, 0.0),)
+            dl = z2[t]
+        delta2 = delta2 + (tl.where(visit + t < visits, dl, 0.0),)
     return delta2
 
 
@@ -194,8 +134,8 @@ def step_sizes(z2, visit, visits, SOFTPLUS: tl.constexpr, PRECISE: tl.constexpr,
 def inputs(delta2, xs):
     """What multiplies B: delta times x."""
     v = ()
-    for i in tl.static_range(len(xs)):
-        v = v + (delta2[i] * xs[i].to(tl.float32) * LN2,)
+    for t in tl.static_range(8):
+        v = v + (delta2[t] * xs[t].to(tl.float32) * LN2,)
     return v
 
 
@@ -224,7 +164,6 @@ def scan_fwd_kernel(
     every, enters,
     N: tl.constexpr,
     NB: tl.constexpr,  # states at a time; N: all stay in registers, else they rest in ``running_ptr`` between tiles
-    SUB: tl.constexpr,  # blocks of 32 channels
     C: tl.constexpr,
     K: tl.constexpr,  # directions; groups are directions if K > 1
     R: tl.constexpr,
@@ -237,22 +176,23 @@ def scan_fwd_kernel(
     PRECISE: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
-    b, segment, g, _, d, d_ok = place(tl.program_id(0), segments, G, C, SUB)
+    b, segment, g, _, d, d_ok = place(tl.program_id(0), segments, G, C)
     step, mirror = direction(g, K, L, width, ORDER)
     walk = index_ptr
     if ORDER == TABLE:
         walk = index_ptr + g * visits
-    bias = load_channels(bias_ptr, g * C, d, d_ok, HAS_BIAS)
-    skip = load_channels(skip_ptr, g * C, d, d_ok, HAS_SKIP)
+    bias = load_channels(bias_ptr, g * C + d, d_ok, HAS_BIAS)
+    skip = load_channels(skip_ptr, g * C + d, d_ok, HAS_SKIP)
     factors_type: tl.constexpr = factors_ptr.dtype.element_ty if R > 0 else tl.float32
     weights = load_delta_weights(weight_ptr, g * C * R, d, d_ok, R, factors_type)
-    x_off = offsets(b * x_sb + g * x_sg, d, x_sc)
-    y_off = offsets(b * y_sb + g * y_sg, d, y_sc)
-    d_off = x_off
+    d64 = d[None, :].to(tl.int64)
+    x_off = b * x_sb + g * x_sg + d64 * x_sc
+    y_off = b * y_sb + g * y_sg + d64 * y_sc
+    d_off = tl.zeros([1, 32], tl.int64)
     if R == 0:
-        d_off = offsets(b * d_sb + g * d_sg, d, d_sc)
-    running_base = running_ptr + ((b * G + g) * segments + segment) * N * C
-    a_base = a_ptr + g * N * C
+        d_off = b * d_sb + g * d_sg + d64 * d_sc
+    running_base = running_ptr + ((b * G + g) * segments + segment) * N * C + d
+    a_base = a_ptr + g * N * C + d
     bc_base = bc_ptr + (b * G + g) * tiles * N * 16
     groups = tl.cdiv(tiles, every)
 
@@ -264,18 +204,18 @@ def scan_fwd_kernel(
         L, height, reciprocal, R, ORDER,
     )  # fmt: skip
     if NB == N:
-        a = load_states(rows_at(a_base, d), C, NB, d_ok)
-        h = load_states(rows_at(running_base, d), C, NB, both(d_ok, enters != 0))
+        a = load_states(a_base, C, NB, d_ok)
+        h = load_states(running_base, C, NB, d_ok & (enters != 0))
     for tile in range(begin, end):
         bc = bc_base + tl.cast(tile, tl.int64) * N * 16
         touch(bc + N * 16, N * 16, 32, FAST)  # the next tile's
         if SAVE:
-            save = both(d_ok, tile % every == 0)
-            state_at = states_ptr + ((b * G + g) * groups + tile // every) * N * C
+            save = d_ok & (tile % every == 0)
+            state_at = states_ptr + ((b * G + g) * groups + tile // every) * N * C + d
         if NB < N:
-            stays = both(d_ok, (tile > begin) | (enters != 0))
-            a = load_states(rows_at(a_base, d), C, NB, d_ok)
-            h = load_states(rows_at(running_base, d), C, NB, stays)
+            stays = d_ok & ((tile > begin) | (enters != 0))
+            a = load_states(a_base, C, NB, d_ok)
+            h = load_states(running_base, C, NB, stays)
         xs = vectors(x)
         z2 = scan_delta(delta, weights, bias, R, FAST)
         at_next, ok_next, x, delta = read_tile(
@@ -285,42 +225,43 @@ def scan_fwd_kernel(
         delta2 = step_sizes(z2, tile * 8, visits, SOFTPLUS, PRECISE, FAST)
         v = inputs(delta2, xs)
         ys = ()
-        for i in tl.static_range(8 * SUB):
-            ys = ys + (xs[i].to(tl.float32) * skip[i // 8],)
+        for t in tl.static_range(8):
+            ys = ys + (xs[t].to(tl.float32) * skip,)
         for n in range(0, N, NB):
             if NB < N:
                 ahead = tl.minimum(n + NB, N - NB)
-                a_next = load_states(rows_at(a_base + ahead * C, d), C, NB, d_ok)
-                h_next = load_states(rows_at(running_base + ahead * C, d), C, NB, stays)
+                a_next = load_states(a_base + ahead * C, C, NB, d_ok)
+                h_next = load_states(running_base + ahead * C, C, NB, stays)
             if SAVE:
-                store_states(rows_at(state_at + n * C, d), C, h, save)
+                store_states(state_at + n * C, C, h, save)
             new_h = ()
             for i in tl.static_range(NB):
                 b_n = uniform8(bc + (n + i) * 16, FAST)
                 c_n = uniform8(bc + (n + i) * 16 + 8, FAST)
+                h_n = h[i]
                 new_y = ()
-                for s in tl.static_range(SUB):
-                    a_n = a[i * SUB + s]
-                    h_n = h[i * SUB + s]
-                    for t in tl.static_range(8):
-                        h_n = tl.fma(ex2(a_n * delta2[8 * s + t], FAST), h_n, b_n[t] * v[8 * s + t])
-                        new_y = new_y + (ys[8 * s + t] + c_n[t] * h_n,)
-                    new_h = new_h + (h_n,)
+                for t in tl.static_range(8):
+                    h_n = tl.fma(ex2(a[i] * delta2[t], FAST), h_n, b_n[t] * v[t])
+                    new_y = new_y + (ys[t] + c_n[t] * h_n,)
                 ys = new_y
+                new_h = new_h + (h_n,)
             h = new_h
             if NB < N:
-                store_states(rows_at(running_base + n * C, d), C, new_h, d_ok)
+                store_states(running_base + n * C, C, new_h, d_ok)
                 a = a_next
                 h = h_next
-        store_tile(y_ptr, y_off, at * y_sl, ys, ok_t, d_ok)
+        ok = ok_t[:, None] & d_ok[None, :]
+        y_at = y_off + at[:, None] * y_sl
+        store_tile(y_ptr, y_at, ys, ok)
         if HAS_GATE:
-            gates = vectors(load_tile(gate_ptr, offsets(b * z_sb + g * z_sg, d, z_sc), at * z_sl, ok_t, d_ok))
+            z_at = b * z_sb + g * z_sg + d64 * z_sc + at[:, None] * z_sl
+            gates = vectors(tl.load(gate_ptr + z_at, mask=ok, other=0.0))
             gated = ()
-            for i in tl.static_range(8 * SUB):
-                gate = gates[i].to(tl.float32)
-                gated = gated + (ys[i] * gate * tl.sigmoid(gate),)
-            store_tile(out_ptr, y_off, at * y_sl, gated, ok_t, d_ok)
+            for t in tl.static_range(8):
+                gate = gates[t].to(tl.float32)
+                gated = gated + (ys[t] * gate * tl.sigmoid(gate),)
+            store_tile(out_ptr, y_at, gated, ok)
         at = at_next
         ok_t = ok_next
     if NB == N:
-        store_states(rows_at(running_base, d), C, h, d_ok)
+        store_states(running_base, C, h, d_ok)

@@ -60,20 +60,12 @@ class _Plan(NamedTuple):
     bc: torch.Tensor  # [B, G, tiles, N, 2, 8] float32
     segments: int
     span: int  # tiles per segment
+    blocks: int  # of 32 channels
 
     @property
-    def rows(self) -> int:
-        """Sequences to scan, cut into segments."""
+    def programs(self) -> tuple[int]:
         B, _, G, _, _ = self.scan.sizes
-        return B * G * self.segments
-
-    def blocks(self, together: int = 1) -> int:
-        """How many programs have the channels of a row, with so many blocks of 32 in one."""
-        return -(-self.scan.x.shape[3] // (32 * together))
-
-    def together(self, walk: str) -> int:
-        """How many blocks of 32 channels a program of ``walk`` ("forward" or "backward") takes."""
-        return configs.blocks_together(self.scan.x.shape[3], self.rows, walk)
+        return (B * G * self.blocks * self.segments,)
 
     @property
     def sequence(self) -> tuple[int, ...]:
@@ -81,7 +73,7 @@ class _Plan(NamedTuple):
         s = self.scan
         return (*_grid(s), self.bc.shape[2], self.segments, self.span, s.x.shape[2])
 
-    def how(self, walk: str, together: int = 1) -> dict[str, Any]:
+    def how(self, walk: str) -> dict[str, Any]:
         """The compile-time arguments that every kernel takes; ``walk`` is "forward" or "backward"."""
         s = self.scan
         _, _, G, C, N = s.sizes
@@ -89,8 +81,7 @@ class _Plan(NamedTuple):
             "N": N, "NB": configs.states_at_a_time(N, walk), "C": C, "K": G if s.weight is not None else 1,
             "R": s.weight.shape[2] if s.weight is not None else 0, "ORDER": s.order, "SOFTPLUS": s.softplus,
             "HAS_BIAS": s.bias is not None, "PRECISE": s.x.dtype == torch.float32,
-            "FAST": fast_math(), "num_warps": 1, "num_stages": 1,
-            "maxnreg": configs.SCAN_REGISTERS[together],
+            "FAST": fast_math(), "num_warps": 1, "num_stages": 1, "maxnreg": configs.SCAN_REGISTERS,
         }  # fmt: skip
 
 
@@ -118,6 +109,7 @@ def _plan(s: Scan, tiles_per_span: int | None = None) -> _Plan:
     tiles = -(-s.visits // SCAN_TILE)
     a = _empty(s.x, G, N, C)
     bc = _empty(s.x, B, G, tiles, N, 2, SCAN_TILE)
+    blocks = -(-C // 32)
     chunks = B * G * -(-tiles * SCAN_TILE // VISITS)
     _launch.launch(
         arrange_kernel, (chunks + -(-a.numel() // 1024),),
@@ -125,8 +117,8 @@ def _plan(s: Scan, tiles_per_span: int | None = None) -> _Plan:
         chunks, K=G if s.weight is not None else 1, ORDER=s.order, LOG=s.log, HAS_C=s.C is not None, FAST=fast_math(),
         num_warps=4,
     )  # fmt: skip
-    span = tiles_per_span or configs.segment_length(B * G * -(-C // 32), tiles, tiles_per_state(N), SCAN_TILE)
-    return _Plan(s, a, bc, -(-tiles // span), span)
+    span = tiles_per_span or configs.segment_length(B * G * blocks, tiles, tiles_per_state(N), SCAN_TILE)
+    return _Plan(s, a, bc, -(-tiles // span), span, blocks)
 
 
 def _entries(
@@ -150,14 +142,14 @@ def _entries(
     end = _empty(s.x, *entry.shape)
     total = _empty(s.x, B, G, plan.segments, C)
     _launch.launch(
-        segment_kernel, (plan.rows * plan.blocks(),),
+        segment_kernel, plan.programs,
         values, s.delta, s.factors, s.weight, s.bias, plan.a, plan.bc, end, total, s.index,
         *_strides(values), *_strides(s.delta), *_strides(s.factors, 3), *plan.sequence, ADJOINT=adjoint,
         **plan.how("forward"),
     )  # fmt: skip
     first = first.float().contiguous() if first is not None else None
     _launch.launch(
-        chain_kernel, (B * G * plan.blocks() * N,),
+        chain_kernel, (B * G * plan.blocks * N,),
         end, total, plan.a, entry, first, plan.segments, N, G, C=C, HAS_FIRST=first is not None, ADJOINT=adjoint,
         FAST=fast_math(), num_warps=1,
     )  # fmt: skip
@@ -198,13 +190,12 @@ def scan_forward(
         return _empty(s.x, B, G, N, C), states
     plan = _plan(s)
     running, enters = _entries(plan, s.x, initial, adjoint=False)
-    together = plan.together("forward")
     _launch.launch(
-        scan_fwd_kernel, (plan.rows * plan.blocks(together),),
+        scan_fwd_kernel, plan.programs,
         s.x, s.delta, s.factors, s.weight, s.bias, plan.a, plan.bc, s.skip, gate, y, out, running, states, s.index,
         *s.x.stride(), *_strides(s.delta), *_strides(s.factors, 3), *_strides(gate), *y.stride(), *plan.sequence,
         tiles_per_state(N), int(enters), HAS_SKIP=s.skip is not None, HAS_GATE=gate is not None, SAVE=save,
-        SUB=together, **plan.how("forward", together),
+        **plan.how("forward"),
     )  # fmt: skip
     return running[:, :, -1], states
 
@@ -239,21 +230,18 @@ def scan_backward(
     scratch = _empty(s.x, B, G, plan.segments, every, N, C)
     dA = _empty(s.x, B, G, plan.segments, N, C)
     dvec = _empty(s.x, B, plan.segments, 2, G, C)
-    together = plan.together("backward")
-    blocks = plan.blocks(together)
-    dbc = _empty(s.x, blocks, *plan.bc.shape)
+    dbc = _empty(s.x, plan.blocks, *plan.bc.shape)
     _launch.launch(
-        scan_bwd_kernel, (plan.rows * blocks,),
+        scan_bwd_kernel, plan.programs,
         dy, s.x, s.delta, s.factors, s.weight, s.bias, plan.a, plan.bc, s.skip, states, scratch, carry, dA, dvec,
         dx, dz, dbc, s.index,
         *dy.stride(), *s.x.stride(), *_strides(s.delta), *_strides(s.factors, 3), *dx.stride(), *dz.stride(),
-        *plan.sequence, B, every, int(enters), HAS_SKIP=s.skip is not None, SUB=together,
-        **plan.how("backward", together),
+        *plan.sequence, B, every, int(enters), HAS_SKIP=s.skip is not None, **plan.how("backward"),
     )  # fmt: skip
     tiles = plan.bc.shape[2]
     _launch.launch(
         gather_kernel, (B * G * -(-tiles * SCAN_TILE // VISITS),),
-        dbc, dB, dC, s.index, *_position_second(dB), *_position_second(dC), B, *_grid(s), tiles, N, G, blocks,
+        dbc, dB, dC, s.index, *_position_second(dB), *_position_second(dC), B, *_grid(s), tiles, N, G, plan.blocks,
         K=G if s.weight is not None else 1, ORDER=s.order, HAS_C=dC is not None, num_warps=4,
     )  # fmt: skip
     vec = dvec.sum((0, 1))

@@ -11,16 +11,12 @@ import triton.language as tl
 from ._primitives import TABLE, ex2, uniform8
 from ._scan_forward import (
     SEQUENCE,
-    both,
     inputs,
     load_channels,
     load_delta_weights,
     load_states,
-    load_tile,
-    offsets,
     place,
     read_tile,
-    rows_at,
     scan_delta,
     step_sizes,
     store_states,
@@ -59,21 +55,22 @@ def segment_kernel(
     FAST: tl.constexpr,
 ):  # fmt: skip
     """End states (or, backwards, the adjoint carries) of one segment begun at zero."""
-    b, segment, g, _, d, d_ok = place(tl.program_id(0), segments, G, C, 1)
+    b, segment, g, _, d, d_ok = place(tl.program_id(0), segments, G, C)
     step, mirror = direction(g, K, L, width, ORDER)
     walk = index_ptr
     if ORDER == TABLE:
         walk = index_ptr + g * visits
-    bias = load_channels(bias_ptr, g * C, d, d_ok, HAS_BIAS)
+    bias = load_channels(bias_ptr, g * C + d, d_ok, HAS_BIAS)
     factors_type: tl.constexpr = factors_ptr.dtype.element_ty if R > 0 else tl.float32
     weights = load_delta_weights(weight_ptr, g * C * R, d, d_ok, R, factors_type)
-    in_off = offsets(b * in_sb + g * in_sg, d, in_sc)
-    d_off = in_off
+    d64 = d[None, :].to(tl.int64)
+    in_off = b * in_sb + g * in_sg + d64 * in_sc
+    d_off = tl.zeros([1, 32], tl.int64)
     if R == 0:
-        d_off = offsets(b * d_sb + g * d_sg, d, d_sc)
+        d_off = b * d_sb + g * d_sg + d64 * d_sc
     row = (b * G + g) * segments + segment
-    end_base = end_ptr + row * N * C
-    a_base = a_ptr + g * N * C
+    end_base = end_ptr + row * N * C + d
+    a_base = a_ptr + g * N * C + d
     bc_base = bc_ptr + (b * G + g) * tiles * N * 16
 
     total = tl.zeros([32], tl.float32)
@@ -103,8 +100,8 @@ def segment_kernel(
         v = inputs(delta2, values)
         bc = bc_base + tl.cast(tile, tl.int64) * N * 16
         for n in range(0, N, NB):
-            a = load_states(rows_at(a_base + n * C, d), C, NB, d_ok)
-            h = load_states(rows_at(end_base + n * C, d), C, NB, both(d_ok, i > 0))
+            a = load_states(a_base + n * C, C, NB, d_ok)
+            h = load_states(end_base + n * C, C, NB, d_ok & (i > 0))
             new_h = ()
             for m in tl.static_range(NB):
                 h_n = h[m]
@@ -117,8 +114,8 @@ def segment_kernel(
                     for t in tl.static_range(8):
                         h_n = tl.fma(ex2(a[m] * delta2[t], FAST), h_n, b_n[t] * v[t])
                 new_h = new_h + (h_n,)
-            store_states(rows_at(end_base + n * C, d), C, new_h, d_ok)
-    tl.store(total_ptr + row * C + d[0], total, mask=d_ok[0])
+            store_states(end_base + n * C, C, new_h, d_ok)
+    tl.store(total_ptr + row * C + d, total, mask=d_ok)
 
 
 @triton.jit(do_not_specialize=["segments", "N", "G"])
@@ -137,21 +134,21 @@ def chain_kernel(
     FAST: tl.constexpr,
 ):
     """entry[s + 1] = end[s] + exp(A * total[s]) * entry[s] for one state of 32 channels; the adjoint backwards."""
-    b, _, g, _, d, d_ok = place(tl.program_id(0) // N, 1, G, C, 1)
+    b, _, g, _, d, d_ok = place(tl.program_id(0) // N, 1, G, C)
     n = tl.program_id(0) % N
     bg = b * G + g
-    a = load_channels(a_ptr, (g * N + n) * C, d, d_ok, True)[0]
-    h = load_channels(first_ptr, (bg * N + n) * C, d, d_ok, HAS_FIRST)[0]
+    a = load_channels(a_ptr, (g * N + n) * C + d, d_ok, True)
+    h = load_channels(first_ptr, (bg * N + n) * C + d, d_ok, HAS_FIRST)
     row = tl.arange(0, 8)
     for i in tl.range(0, tl.cdiv(segments, 8), num_stages=2):
         s = i * 8 + row
-        at = bg * segments + tl.where(ADJOINT, segments - 1 - s, s)
-        channels = offsets(0, d, 1)
-        end_at = (at * N + n) * C
-        ends = vectors(load_tile(end_ptr, channels, end_at, s < segments, d_ok))
-        totals = vectors(load_tile(total_ptr, channels, at * C, s < segments, d_ok))
+        at = bg * segments + tl.where(ADJOINT, segments - 1 - s, s)[:, None]
+        ok = (s < segments)[:, None] & d_ok[None, :]
+        end_at = (at * N + n) * C + d[None, :]
+        ends = vectors(tl.load(end_ptr + end_at, mask=ok, other=0.0))
+        totals = vectors(tl.load(total_ptr + at * C + d[None, :], mask=ok, other=0.0))
         entries = ()
         for t in tl.static_range(8):
             entries = entries + (h,)
             h = ends[t] + ex2(a * totals[t], FAST) * h
-        store_tile(entry_ptr, channels, end_at, entries, s < segments, d_ok)
+        store_tile(entry_ptr, end_at, entries, ok)

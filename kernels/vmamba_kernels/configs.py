@@ -20,9 +20,7 @@ _TABLE: dict[tuple[str, int], Config] = {
     ("ss2d_fwd", 384): Config(2, 3),
     ("ss2d_bwd", 768): Config(1, 2),
 }
-SCAN_REGISTERS = {1: 168, 2: 255}  # cap per thread of the general kernels, by blocks of channels in a program
-_TOGETHER = {"forward": 2, "backward": 2}  # blocks of 32 channels that a program of the general kernels takes, at most
-_LEAST_PROGRAMS = 132 * 4  # of two blocks each: a warp for every scheduler of a large GPU
+SCAN_REGISTERS = 168  # cap per thread of the general kernels: three warps per scheduler
 _STATES = {"forward": 4, "backward": 2}  # that the general kernels hold in registers, at most
 _LEAST_VISITS = 128  # in a segment, at least
 _PROGRAMS = 132 * 24  # enough one-warp programs to fill a large GPU; with more, a program takes several images
@@ -39,16 +37,6 @@ def config(kernel: str, D: int) -> Config:
 def states_at_a_time(N: int, walk: str) -> int:
     """How many of a channel's N states a general kernel ("forward", "backward") holds in registers."""
     return math.gcd(N, _STATES[walk])
-
-
-def blocks_together(C: int, rows: int, walk: str) -> int:
-    """How many blocks of 32 of C channels a program of a general kernel takes, of which ``rows`` are to be scanned.
-
-    Two share what is read for a visit and a state, B and C foremost, whose way through the first-level cache is what
-    limits a program of one; where that leaves the device idle, or a half empty, there is one.
-    """
-    most = _TOGETHER[walk]
-    return most if C % (32 * most) == 0 and rows * C // (32 * most) >= _LEAST_PROGRAMS else 1
 
 
 def images_per_program(batch: int, programs_per_image: int) -> int:

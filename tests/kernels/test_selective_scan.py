@@ -47,14 +47,6 @@ def test_sequences_in_segments(optional, channels_last, device, monkeypatch):
     check_selective_scan(selective_scan_inputs(2, 6, 71, 2, 2, device=device, optional=optional), channels_last)
 
 
-@pytest.mark.parametrize(("channels_last", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
-def test_two_blocks_of_channels_in_a_program(channels_last, dtype, device, monkeypatch):
-    monkeypatch.setattr(configs, "_LEAST_PROGRAMS", 0)
-    args = selective_scan_inputs(2, 128, 19, 3, 2, dtype=dtype, device=device, optional=True)
-    assert configs.blocks_together(args["u"].shape[1] // 2, 1, "forward") == 2
-    check_selective_scan(args, channels_last)
-
-
 def test_errors_name_the_argument(device):
     args = selective_scan_inputs(1, 8, 12, 2, device=device)
     with pytest.raises(ValueError, match=r"delta has shape .* expected .* = \(B, D, L\)"):

@@ -112,22 +112,6 @@ def test_sequences_in_segments(kind, N, device, monkeypatch):
         check_ss2d(args, kind, height=6, width=9, merge=kind == "cross")
 
 
-@pytest.mark.parametrize(
-    ("kind", "N", "R", "dtype"),
-    [("cross", 2, 20, torch.float32), ("bidi", 8, 3, torch.float16), ("table", 3, 6, torch.bfloat16)],
-)
-def test_two_blocks_of_channels_in_a_program(kind, N, R, dtype, device, monkeypatch):
-    monkeypatch.setattr(configs, "_LEAST_PROGRAMS", 0)
-    assert configs.blocks_together(64, 1, "forward") == configs.blocks_together(64, 1, "backward") == 2
-    args = ss2d_inputs(1, 35, 64, R, N, 2 if kind == "bidi" else 4, dtype=dtype, device=device, delta_shift=-3.0)
-    if kind == "table":
-        monkeypatch.setattr(configs, "_LEAST_VISITS", 1)
-        monkeypatch.setattr(configs, "_PROGRAMS", 2**20)  # in segments
-        check_ss2d(args, index=random_table(4, 35, 40, 33).to(device))
-    else:
-        check_ss2d(args, kind, height=5, width=7, merge=kind == "cross")
-
-
 @pytest.mark.parametrize("shift", [-40.0, -12.0, 15.0, 30.0, 1e4])
 def test_extreme_delta(shift, device):
     args = ss2d_inputs(1, 18, 8, 2, delta_shift=shift, device=device)
@@ -229,18 +213,9 @@ def test_long_sequence(dtype):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("N", "D", "R"), [(16, 192, 12), (6, 64, 33), (64, 128, 1)])
-def test_two_blocks_of_channels(N, D, R, dtype, monkeypatch):
-    monkeypatch.setattr(configs, "_LEAST_PROGRAMS", 0)
-    check_ss2d(ss2d_inputs(3, 300, D, R, N, dtype=dtype, device="cuda"), "cross", height=15, width=20)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("N", "D"), [(1, 192), (16, 192), (16, 64)])
-def test_two_runs_give_equal_bits(N, D, monkeypatch):
-    monkeypatch.setattr(configs, "_LEAST_PROGRAMS", 132 if D == 64 else 2**20)  # two blocks in a program, or one
-    args = ss2d_inputs(36, 784, D, 12, N, dtype=torch.bfloat16, device="cuda")
+@pytest.mark.parametrize("N", [1, 16])
+def test_two_runs_give_equal_bits(N):
+    args = ss2d_inputs(16, 784, 192, 12, N, dtype=torch.bfloat16, device="cuda")
     how = {"order": "cross", "height": 28, "width": 28}
     runs = []
     for _ in range(2):

@@ -48,8 +48,8 @@ def _ss2d(kernel: str, D: int, R: int, even: bool) -> dict:
     return {**SS2D, "X_ROW": D, "DY_ROW": D, "D": D, "R": R, "SUB": blocks, "STAGES": stages, "EVEN": even}
 
 
-def _scan(walk: str, together: int) -> dict:
-    return {**SCAN, "NB": states_at_a_time(SCAN["N"], walk), "R": 12, "SUB": together}
+def _scan(walk: str) -> dict:
+    return {**SCAN, "NB": states_at_a_time(SCAN["N"], walk), "R": 12}
 
 
 def _ssd(tile: int, warps: int, **how) -> dict:
@@ -75,12 +75,8 @@ CASES = {
     "ss2d_fwd_d768_r48": (ss2d_fwd_kernel_n1, _ss2d("ss2d_fwd", 768, 48, False), TILE, max),
     "ss2d_bwd_d96_r6": (ss2d_bwd_kernel_n1, _ss2d("ss2d_bwd", 96, 6, True), TILE, max),
     "ss2d_bwd_d768_r48": (ss2d_bwd_kernel_n1, _ss2d("ss2d_bwd", 768, 48, False), TILE, max),
-    "scan_fwd_r12": (scan_fwd_kernel, _scan("forward", 1), SCAN_TILE * states_at_a_time(16, "forward"), min),
-    "scan_bwd_r12": (scan_bwd_kernel, _scan("backward", 1), SCAN_TILE * states_at_a_time(16, "backward"), sorted),
-    "scan_fwd_r12_two": (scan_fwd_kernel, _scan("forward", 2), 2 * SCAN_TILE * states_at_a_time(16, "forward"), min),
-    "scan_bwd_r12_two": (
-        scan_bwd_kernel, _scan("backward", 2), 2 * SCAN_TILE * states_at_a_time(16, "backward"), sorted
-    ),
+    "scan_fwd_r12": (scan_fwd_kernel, _scan("forward"), SCAN_TILE * states_at_a_time(16, "forward"), min),
+    "scan_bwd_r12": (scan_bwd_kernel, _scan("backward"), SCAN_TILE * states_at_a_time(16, "backward"), sorted),
     "ssd_forward": (ssd_forward_kernel, _ssd(32, 4, LAST=True), 32 * 16 / 128, max),
     "ssd_states": (ssd_states_kernel, _ssd(64, 4, SAVE=True, ENDS=True, REVERSE=False), 64 * 16 / 128, max),
     "ssd_backward": (ssd_backward_kernel, _ssd(64, 4), 64 * 16 / 128, None),
@@ -114,7 +110,7 @@ def machine_code(kernel, constants: dict, target: int = 90) -> tuple[str, str]:
             if re.match(r"d?[xyz]_s[blgk]$", name):
                 aligned[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned)
-    options = {"num_warps": warps, "num_stages": 1, "maxnreg": SCAN_REGISTERS[constants["SUB"]] if of_scan else None}
+    options = {"num_warps": warps, "num_stages": 1, "maxnreg": SCAN_REGISTERS if of_scan else None}
     compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
         cubin, ptx = Path(folder, "k.cubin"), Path(folder, "k.ptx")
