@@ -64,7 +64,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
 test_evaluator = val_evaluator
 
-_iters = 2800
+_iters = 4000
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=_iters, val_interval=1000)
 optim_wrapper = dict(
     type="OptimWrapper",
