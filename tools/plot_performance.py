@@ -9,6 +9,7 @@ A picture that nothing was measured for is not drawn.
 
 import argparse
 import sys
+from collections import Counter
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -52,15 +53,16 @@ def draw_accuracy(path: Path) -> bool:
         len(devices), len(STEPS), figsize=(13, 0.5 + 5 * len(devices)), layout="constrained", squeeze=False)
     for (device, bench), axis in zip(product(devices, STEPS), axes.flat, strict=True):
         rows = select(measured, device=device, bench=bench)
-        names = []
+        names, points = [], []
         for model in dict.fromkeys(row["model"] for row in rows):
             top1 = float(published_top1(model))
             speeds = {row["mode"]: float(row["img_per_s"]) for row in select(rows, model=model)}
             axis.plot([*speeds.values()], [top1] * len(speeds), color=colour[model], linewidth=0.8)
             for mode, speed in speeds.items():
                 axis.plot(speed, top1, MARKERS[mode], color=colour[model])
+                points.append((speed, top1))
             names.append((max(speeds.values()), top1, model))
-        write_names(axis, names, colour)
+        top = write_names(axis, names, points, colour)
         axis.set(xlabel="images per second, measured", ylabel="ImageNet-1K top-1 in %, published", xscale="log",
                  title=f"{STEPS[bench]}, batch 128, 224 x 224, bfloat16, {conditions(rows)}")
         axis.title.set_fontsize(9)
@@ -68,6 +70,7 @@ def draw_accuracy(path: Path) -> bool:
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.minorticks_off()
         axis.margins(y=0.1)
+        axis.set_ylim(top=max(top, axis.get_ylim()[1]))
         if rows:
             speeds = [float(row["img_per_s"]) for row in rows]
             axis.set_xlim(min(speeds) / 1.2, max(speeds) * 2.5)  # names stand to the right
@@ -78,24 +81,41 @@ def draw_accuracy(path: Path) -> bool:
     return True
 
 
-def write_names(axis: Any, names: list[tuple[float, float, str]], colour: dict[str, Any]) -> None:
-    """Names of models to the right of their fastest mode, from the lowest up; one that would cover another moves up."""
-    line = 0.025 * max(1.0, max((y for _, y, _ in names), default=0) - min((y for _, y, _ in names), default=0))
+def write_names(
+        axis: Any, names: list[tuple[float, float, str]], points: list[tuple[float, float]], colour: dict[str, Any],
+) -> float:
+    """Names of models to the right of their fastest mode, from the lowest up; returns how far up they reach.
+
+    A name that would cover another or one of the points moves up, and a line leads to it.
+    """
+    line = 0.03 * max(1.0, max((y for _, y, _ in names), default=0) - min((y for _, y, _ in names), default=0))
     written: list[tuple[float, float]] = []
+
+    def is_free(x: float, y: float) -> bool:
+        beside = any(abs(y - other) < line and 0.4 < x / at < 2.5 for at, other in written)
+        return not beside and not any(abs(y - other) < line and 1 < at / x < 2.2 for at, other in points)
+
     for x, y, model in sorted(names, key=lambda name: name[1]):
         at = y
-        while any(abs(at - other) < line and 0.4 < x / beside < 2.5 for beside, other in written):
+        while not is_free(x, at):
             at += line / 4
         written.append((x, at))
-        axis.annotate(model.removesuffix("_224"), (x, at), xytext=(6, 0), textcoords="offset points", va="center",
-                      fontsize=7, color=colour[model])
+        axis.annotate(
+            model.removesuffix("_224"), (x, y), xytext=(x * 1.06, at), textcoords="data", va="center", fontsize=7,
+            color=colour[model], arrowprops={"arrowstyle": "-", "lw": 0.4, "color": colour[model]})
+    return max((at for _, at in written), default=0) + 2 * line
 
 
 def draw_resolution(path: Path) -> bool:
-    """Speed and peak memory, both by pixels, against the image size: a row of panels for each kind of step."""
+    """Speed and peak memory, both by pixels, against the image size: a row of panels for each kind of step.
+
+    Of the GPU for which there are most measurements.
+    """
     plt = require("matplotlib.pyplot")
-    panels = {bench: several_sizes(bench) for bench in STEPS}
-    measured = [row for rows in panels.values() for row in rows]
+    measured = [row for bench in STEPS for row in several_sizes(bench)]
+    device, _ = max(Counter(row["device"] for row in measured).items(), key=lambda item: item[1], default=("", 0))
+    measured = select(measured, device=device)
+    panels = {bench: select(measured, bench=bench) for bench in STEPS}
     if len({row["model"] for row in measured}) < 2:     # nothing to compare
         return False
     colour = colours(measured)
