@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vmamba.layers import DepthwiseConvAdd, conv
+from vmamba.layers import Conv2dNHWC, DepthwiseConvAdd, conv
 
 
 @pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "as on a GPU"])
@@ -28,3 +28,11 @@ def test_map_and_convolution_are_added(gpu, monkeypatch):
 def test_it_can_be_scripted():
     module, x = DepthwiseConvAdd(8), torch.randn(1, 3, 5, 8)
     torch.testing.assert_close(torch.jit.script(module)(x), module(x))
+
+
+@pytest.mark.parametrize("how", [{}, {"bias": False}, {"stride": 2}, {"padding": 1}, {"groups": 4}], ids=str)
+def test_a_kernel_of_one_pixel(how):
+    module, x = Conv2dNHWC(8, 12, 1, **how).double(), torch.randn(2, 5, 4, 8, dtype=torch.float64)
+    expected = torch.nn.Conv2d.forward(module, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(module(x), expected)
+    torch.testing.assert_close(torch.jit.script(module)(x), expected)

@@ -16,10 +16,13 @@ __all__ = ["Conv2dNHWC", "ConvNorm", "DepthwiseConvAdd", "DepthwiseConvSiLU"]
 class Conv2dNHWC(nn.Conv2d):
     """``nn.Conv2d`` that takes and gives ``[B, H, W, C]``.
 
-    The permuted view is what torch calls the channels_last memory format, so nothing is copied.
+    The permuted view is what torch calls the channels_last memory format, so nothing is copied. A kernel of one pixel
+    runs as a linear layer: such a weight has both memory formats at once, and a compiler may transpose the map.
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.kernel_size == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0) and self.groups == 1:
+            return F.linear(x, self.weight.flatten(1), self.bias)
         return self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
 
 

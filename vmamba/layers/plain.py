@@ -14,5 +14,5 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 def runs_alone_on_gpu(x: Tensor) -> bool:
     """Whether x is on a GPU and nothing looks inside, but a compiler that calls operators as they are."""
-    compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting() and x.is_cuda
-    return compiled or is_plain_cuda(x)
+    # not is_compiling() without is_exporting(): torch.compile takes the latter for true within its graphs
+    return (torch.compiler.is_dynamo_compiling() and x.is_cuda) or is_plain_cuda(x)
