@@ -33,6 +33,7 @@ from vmamba.train.model import build_classifier
 COLUMNS = ("model", "dataset", "operators", "amp_dtype", "img_size", "batch_size", "steps", "lr", "first_loss",
            "last_loss", "difference", "losses")
 LAST = 20  # steps over which the last loss is averaged
+WARMUP = 50  # steps in which the learning rate rises; without, the loss jumps at first and chance decides what follows
 SEED = 0
 
 
@@ -44,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--img-size", type=_bench.positive, default=64, metavar="N", help="side that images are resized to (64)")
     add("--batch-size", type=_bench.positive, default=64, metavar="N", help="images a step (64)")
     add("--steps", type=_bench.positive, default=300, metavar="N", help="training steps (300)")
-    add("--lr", type=float, default=5e-4, metavar="RATE", help="learning rate of AdamW, constant (5e-4)")
+    add("--lr", type=float, default=5e-4, metavar="RATE", help="AdamW learning rate, constant from step 50 on (5e-4)")
     add("--amp-dtype", choices=("float16", "bfloat16"), help="run forward and loss under autocast (default: float32)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:N")
     add("--threads", type=_bench.positive, metavar="N", help="CPU threads (default: torch's choice)")
@@ -77,6 +78,7 @@ def train(
     model, _ = build_model(args.model, args.img_size, args.device, num_classes=int(labels.max()) + 1)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.05)
+    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP))
     scaler = torch.amp.GradScaler(args.device.type, enabled=amp_dtype == "float16")
     autocast = torch.autocast(
         args.device.type, dtype=getattr(torch, amp_dtype or "bfloat16"), enabled=bool(amp_dtype))
@@ -90,6 +92,7 @@ def train(
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
+        warmup.step()
         losses.append(loss.detach())
         if (step + 1) % 50 == 0:
             print(f"step {step + 1}: loss {loss.item():.4f}", file=sys.stderr)
