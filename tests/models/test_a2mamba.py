@@ -7,6 +7,7 @@ from timm.models import create_model
 
 import vmamba  # noqa: F401
 from tests.support.parity import assert_parity, build_official, load_golden
+from vmamba.layers import attentive_ssm
 from vmamba.models.a2mamba import checkpoint_filter_fn, default_cfgs
 
 RESSCALE = {"depths": (1, 1, 1, 1), "shortcut_scales": (None, None, 1.0, 1.0)}
@@ -78,6 +79,23 @@ def test_scales_act_where_they_should():
             y = block.cpe2(y)
             expected = block.mlp(block.norm2(y)) if kind == "shortcut" else y
             torch.testing.assert_close(block(x), expected)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_products_as_a_gpu_likes_them_are_the_same(device, monkeypatch):
+    ssm = create_model("test_a2mamba").stages[1].blocks[0].mixer.ssm.to(device)
+    torch.nn.init.normal_(ssm.fusion.bias)
+    x, cos = torch.randn(2, 5, 7, 24, device=device), torch.randn(2, 5, 7, 24, device=device)
+    near, far = torch.rand(2, 2, 5, 7, 1, 25, device=device).softmax(-1)
+    results = []
+    for fast in (False, True):
+        monkeypatch.setattr(attentive_ssm, "runs_alone_on_gpu", lambda _, fast=fast: fast)
+        ssm.zero_grad()
+        y = ssm(x, near, far)
+        (y * cos).sum().backward()
+        results.append([y, *(p.grad for p in ssm.parameters())])
+    for slow, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
 
 
 def test_training_keeps_no_copies_of_windows():
