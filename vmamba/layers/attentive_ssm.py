@@ -65,20 +65,23 @@ class AttentionSSM(nn.Module):
 
     def _project(self, x: Tensor) -> Tensor:
         """Factors of delta, B and C, ``[B, H, W, C] -> [B, H, W, R + 2]``."""
-        if runs_alone_on_gpu(x) and is_plain(self.x_proj, nn.Linear):
-            # rows of 16 bytes or a multiple of it: for others there is no fast matrix product
-            weight = self.x_proj.weight
-            return F.linear(x, F.pad(weight, (0, 0, 0, -len(weight) % 8)))[..., :len(weight)]
+        if not torch.jit.is_scripting():    # TorchScript passes over what is below a test of this alone
+            fast = runs_alone_on_gpu(x) and is_plain(self.x_proj, nn.Linear)
+            if fast:    # rows of 16 bytes or a multiple of it: for others there is no fast matrix product
+                weight = self.x_proj.weight
+                return F.linear(x, F.pad(weight, (0, 0, 0, -len(weight) % 8)))[..., :len(weight)]
         return self.x_proj(x)
 
     def _fuse(self, x: Tensor) -> Tensor:
         """Mixes the heads, ``[B, H, W, n, C / n] -> [B, H, W, C]``."""
-        if runs_alone_on_gpu(x) and is_plain(self.fusion, nn.Linear):
-            # n columns leave tensor cores idle and need the heads last; with a row for each channel they are where
-            # they should be, and the zeros cost nothing
-            each = x.shape[-1]
-            weight = torch.kron(self.fusion.weight, torch.eye(each, device=x.device, dtype=self.fusion.weight.dtype))
-            return F.linear(x.flatten(3), weight, self.fusion.bias.repeat_interleave(each))
+        if not torch.jit.is_scripting():
+            fast = runs_alone_on_gpu(x) and is_plain(self.fusion, nn.Linear)
+            if fast:
+                # n columns leave tensor cores idle and need the heads last; with a row for each channel they are where
+                # they should be, and the zeros cost nothing
+                weight, each = self.fusion.weight, x.shape[-1]
+                spread = torch.kron(weight, torch.eye(each, device=x.device, dtype=weight.dtype))
+                return F.linear(x.flatten(3), spread, self.fusion.bias.repeat_interleave(each))
         # channels first: when an axis behind the width is split off, tracing cannot tell that what is left is the width
         return self.fusion(x.permute(4, 0, 1, 2, 3)).permute(1, 2, 3, 4, 0).flatten(3)
 
