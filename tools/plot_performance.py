@@ -147,11 +147,11 @@ def draw_resolution(path: Path) -> bool:
 
 
 def conditions(rows: list[Row]) -> str:
-    """Devices and days of the measurements."""
+    """Device and days of the measurements, which are of one device."""
     if not rows:
         return "not measured"
-    devices, days = sorted({row["device"] for row in rows}), sorted({row["date"][:10] for row in rows})
-    return f"{', '.join(devices)}, {' to '.join(dict.fromkeys((days[0], days[-1])))}"
+    days = sorted({row["date"][:10] for row in rows})
+    return f"{rows[0]['device']}, {' to '.join(dict.fromkeys((days[0], days[-1])))}"
 
 
 @tool

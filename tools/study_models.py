@@ -51,6 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for name in args.models:    # a wrong one is known before the first is trained
         build_classifier(MODELS.get(name, (name, []))[0], device="meta")
+    args.length = args.epochs or parse_train_arguments(["--config", str(args.recipe)]).epochs
     return args
 
 
@@ -84,8 +85,7 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, object]:
 
 def is_run(row: dict[str, str], name: str, seed: int, args: argparse.Namespace) -> bool:
     """Whether a row of the results file is of this run; without --epochs the recipe's number counts."""
-    epochs = args.epochs or parse_train_arguments(["--config", str(args.recipe)]).epochs
-    return tuple(row[key] for key in KEYS) == (args.recipe.name, name, str(seed), str(epochs))
+    return tuple(row[key] for key in KEYS) == (args.recipe.name, name, str(seed), str(args.length))
 
 
 @tool

@@ -11,7 +11,7 @@ model = dict(
     decode_head=dict(
         in_channels=[32, 64, 128, 256],
         channels=128,
-        # the last map has 8x8 pixels; the mean over an image would be normalised over eight numbers
+        # the last map has 8x8 pixels; the mean over an image would be normalised over a number for each image
         pool_scales=(2, 3),
         num_classes=11,
         norm_cfg=_norm,
