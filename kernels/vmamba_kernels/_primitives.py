@@ -204,42 +204,51 @@ def lane_sums(sums):
 
 @triton.jit
 def uniform8(ptr, FAST: tl.constexpr):
-    """Eight consecutive fp32 values at a 16-byte aligned address, each in every lane: 8 vectors [32].
+    """Eight consecutive values (fp32 or bf16) at a 16-byte aligned address, as fp32 in every lane: 8 vectors [32].
 
-    Two vector loads at one address. As ``tl.load`` the values would land in one lane each and be spread through shared
+    Vector loads at one address. As ``tl.load`` the values would land in one lane each and be spread through shared
     memory. The memory must not be written by the kernel.
     """
     if FAST:
         at = tl.zeros([32], tl.int64) + ptr.to(tl.int64)
+        if ptr.dtype.element_ty == tl.bfloat16:
+            return _load8(at)
         low = _load4(at)
         high = _load4(at + 16)
         return low + high
     else:
         out = ()
         for t in tl.static_range(8):
-            out = out + (tl.load(ptr + t),)
+            out = out + (tl.load(ptr + t).to(tl.float32),)
         return out
 
 
 @triton.jit
 def touch(ptr, SIZE: tl.constexpr, STRIDE: tl.constexpr, FAST: tl.constexpr):
-    """Fetch the lines of 128 bytes at ptr, ptr + STRIDE, ... below ptr + SIZE into the first-level cache.
-
-    Neither counts nor faults as an access: the address may lie anywhere.
-    """
+    """Fetch the lines of 128 bytes at ptr, ptr + STRIDE, ... below ptr + SIZE; see ``touch_at``."""
     if FAST:
         LINES: tl.constexpr = (SIZE + STRIDE - 1) // STRIDE
         lane = tl.arange(0, 32)
         for i in tl.static_range((LINES + 31) // 32):
-            line = tl.minimum(lane + 32 * i, LINES - 1)
-            tl.inline_asm_elementwise(
-                "{ prefetch.global.L1 [$1]; mov.b32 $0, 0; }",
-                "=r,l",
-                [(ptr + line * STRIDE).to(tl.int64)],
-                dtype=tl.int32,
-                is_pure=False,
-                pack=1,
-            )
+            touch_at(ptr + tl.minimum(lane + 32 * i, LINES - 1) * STRIDE, FAST)
+
+
+@triton.jit
+def touch_at(at, FAST: tl.constexpr):
+    """Fetch the lines of 128 bytes at these pointers from the device's memory.
+
+    Neither counts nor faults as an access: the addresses may be anywhere. On an H200 the lines come as far as the
+    second-level cache, whatever the instruction is called.
+    """
+    if FAST:
+        tl.inline_asm_elementwise(
+            "{ prefetch.global.L1 [$1]; mov.b32 $0, 0; }",
+            "=r,l",
+            [at.to(tl.int64)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
 
 
 @triton.jit
@@ -249,6 +258,30 @@ def _load4(at):
         "=f,=f,=f,=f,l",
         [at],
         dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def _load8(at):
+    """Eight bf16 values, two to a register, each the upper half of an fp32 value."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 a, b, c, d;
+        ld.global.nc.v4.b32 {a, b, c, d}, [$8];
+        shl.b32 $0, a, 16;
+        and.b32 $1, a, 0xffff0000;
+        shl.b32 $2, b, 16;
+        and.b32 $3, b, 0xffff0000;
+        shl.b32 $4, c, 16;
+        and.b32 $5, c, 0xffff0000;
+        shl.b32 $6, d, 16;
+        and.b32 $7, d, 0xffff0000;
+        }""",
+        "=r,=r,=r,=r,=r,=r,=r,=r,l",
+        [at],
+        dtype=(tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32),
         is_pure=True,
         pack=1,
     )

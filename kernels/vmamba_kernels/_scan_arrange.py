@@ -1,7 +1,7 @@
 """What goes around the general scan kernels: B, C and A in the order in which they are read, and gradients back.
 
 The kernels walk the states of a tile one after the other and need each state's B and C at the tile's visits in every
-lane. They read them from [B, G, tiles, N, 2, 8], in order of visit, fp32: two vector loads each, whatever the layout
+lane. They read them from [B, G, tiles, N, 2, 8], in order of visit: one or two vector loads each, whatever the layout
 and type of the inputs. The gradients to B and C are written in the same form, one per block of channels.
 """
 
@@ -34,7 +34,7 @@ def _visits(pid, tiles, index_ptr, L, visits, height, width, reciprocal, G, K: t
 def arrange_kernel(
     b_ptr,  # [B, G, N, L] by strides
     c_ptr,  # likewise, or all ones without HAS_C
-    bc_ptr,  # [B, G, tiles, N, 2, 8] fp32
+    bc_ptr,  # [B, G, tiles, N, 2, 8] fp32 or bf16
     a_ptr,  # [G, C, N], contiguous: A, or with LOG the logarithm of -A
     a_out_ptr,  # [G, N, C] fp32: A
     index_ptr,

@@ -14,6 +14,7 @@ from ._primitives import (
     row_selectors,
     tf32,
     touch,
+    touch_at,
     uniform8,
 )
 from ._scan_forward import (
@@ -21,6 +22,7 @@ from ._scan_forward import (
     inputs,
     load_channels,
     load_delta_weights,
+    load_rows,
     load_states,
     place,
     read_tile,
@@ -28,6 +30,8 @@ from ._scan_forward import (
     step_sizes,
     store_states,
     store_tile,
+    tile_rows,
+    touch_rows,
     vectors,
 )
 from ._walk import direction
@@ -94,6 +98,7 @@ def scan_bwd_kernel(
     B, every, enters,
     N: tl.constexpr,
     NB: tl.constexpr,  # states at a time; N: their carries stay in registers
+    FIRST: tl.constexpr,  # states at a time where states are recomputed
     C: tl.constexpr,
     K: tl.constexpr,  # directions; groups are directions if K > 1
     R: tl.constexpr,
@@ -125,6 +130,9 @@ def scan_bwd_kernel(
     if R == 0:
         d_off = b * d_sb + g * d_sg + d64 * d_sc
     f_off = b * f_sb + g * f_sg
+    x_first = b * x_sb + g * x_sg + tl.min(d) * x_sc
+    dy_first = b * dy_sb + g * dy_sg + tl.min(d) * dy_sc
+    d_first = b * d_sb + g * d_sg + tl.min(d) * d_sc
     bg = b * G + g
     row = bg * segments + segment
     a_base = a_ptr + g * N * C + d
@@ -139,7 +147,6 @@ def scan_bwd_kernel(
     sum_bias = zero
     sum_skip = zero
     if NB == N:
-        a = load_states(a_base, C, NB, d_ok)
         carries = load_states(carry_base, C, NB, d_ok & (enters != 0))
         d_as = ()
         for _ in tl.static_range(NB):
@@ -152,52 +159,38 @@ def scan_bwd_kernel(
         count = tl.minimum(every, end - first)
         saved = states_base + tl.cast(first // every, tl.int64) * N * C
 
-        # states before the group's later tiles
-        at, ok_t, x, delta = read_tile(
-            first, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits, step,
-            mirror, L, height, reciprocal, R, ORDER,
-        )  # fmt: skip
-        if NB == N:
-            h = load_states(saved, C, NB, d_ok)
-        for i in range(0, count - 1):
-            tile = first + i
-            bc = bc_base + tl.cast(tile, tl.int64) * N * 16
-            touch(bc + N * 16, N * 16, 32, FAST)  # the next tile's
-            scratch = scratch_base + i * N * C
-            if NB < N:
-                a = load_states(a_base, C, NB, d_ok)
-                h = tile_states(i == 0, saved, scratch, C, NB, d_ok)
-            xs = vectors(x)
-            z2 = scan_delta(delta, weights, bias, R, FAST)
+        # states before the group's later tiles; the first pass has registers for many of them
+        for n in range(0, N, FIRST):
+            a = load_states(a_base + n * C, C, FIRST, d_ok)
+            h = load_states(saved + n * C, C, FIRST, d_ok)
             at, ok_t, x, delta = read_tile(
-                tile + 1, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits,
-                step, mirror, L, height, reciprocal, R, ORDER,
+                first, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits, step,
+                mirror, L, height, reciprocal, R, ORDER,
             )  # fmt: skip
-            delta2 = step_sizes(z2, tile * 8, visits, SOFTPLUS, PRECISE, FAST)
-            v = inputs(delta2, xs)
-            for n in range(0, N, NB):
-                if NB < N:
-                    ahead = tl.minimum(n + NB, N - NB) * C
-                    a_next = load_states(a_base + ahead, C, NB, d_ok)
-                    h_next = tile_states(i == 0, saved + ahead, scratch + ahead, C, NB, d_ok)
+            for i in range(0, count - 1):
+                tile = first + i
+                bc = bc_base + (tl.cast(tile, tl.int64) * N + n) * 16
+                touch(bc + N * 16, FIRST * 16, 32, FAST)  # the next tile's
+                xs = vectors(x)
+                z2 = scan_delta(delta, weights, bias, R, FAST)
+                at, ok_t, x, delta = read_tile(
+                    tile + 1, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits,
+                    step, mirror, L, height, reciprocal, R, ORDER,
+                )  # fmt: skip
+                delta2 = step_sizes(z2, tile * 8, visits, SOFTPLUS, PRECISE, FAST)
+                v = inputs(delta2, xs)
                 new_h = ()
-                for m in tl.static_range(NB):
-                    b_n = uniform8(bc + (n + m) * 16, FAST)
+                for m in tl.static_range(FIRST):
+                    b_n = uniform8(bc + m * 16, FAST)
                     h_n = h[m]
                     for t in tl.static_range(8):
                         h_n = tl.fma(ex2(a[m] * delta2[t], FAST), h_n, b_n[t] * v[t])
                     new_h = new_h + (h_n,)
-                store_states(scratch + (N + n) * C, C, new_h, d_ok)
                 h = new_h
-                if NB < N:
-                    a = a_next
-                    h = h_next
+                store_states(scratch_base + ((i + 1) * N + n) * C, C, h, d_ok)
 
-        at, ok_t, x, delta = read_tile(
-            first + count - 1, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk,
-            visits, step, mirror, L, height, reciprocal, R, ORDER,
-        )  # fmt: skip
-        dy = tl.load(dy_ptr + dy_off + at[:, None] * dy_sl, mask=ok_t[:, None] & d_ok[None, :], other=0.0)
+        # here x and dy are not read a tile ahead: the loads of the states need those registers more
+        at, ok_t = tile_rows(first + count - 1, walk, visits, step, mirror, L, height, reciprocal, ORDER)
         for j in range(0, count):
             i = count - 1 - j
             tile = first + i
@@ -206,14 +199,25 @@ def scan_bwd_kernel(
             scratch = scratch_base + i * N * C
             touch(bc - N * 16, N * 16, 32, FAST)  # the next tile's
             touch(scratch - N * C - d % 32, N * C, C, FAST)
+            later = d_ok & (tile < end - 1)
+            entered = later | (d_ok & (enters != 0))
+            h = tile_states(i == 0, saved, scratch, C, NB, d_ok)
+            a = load_states(a_base, C, NB, d_ok)
+            if NB < N:
+                carries = load_states(carry_base, C, NB, entered)
+            x, delta = load_rows(
+                at, ok_t, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, R
+            )  # fmt: skip
+            ok = ok_t[:, None] & d_ok[None, :]
+            dy = tl.load(dy_ptr + dy_off + at[:, None] * dy_sl, mask=ok, other=0.0)
+            at_next, ok_next = tile_rows(
+                tl.maximum(tile - 1, 0), walk, visits, step, mirror, L, height, reciprocal, ORDER
+            )  # fmt: skip
+            touch_rows(at_next, x_ptr, x_first, x_sl, delta_ptr, d_first, d_sl, factors_ptr, f_off, f_sl, R, FAST)
+            touch_at(dy_ptr + dy_first + at_next * dy_sl, FAST)
             xs = vectors(x)
             dys_given = vectors(dy)
             z2 = scan_delta(delta, weights, bias, R, FAST)
-            at_next, ok_next, x, delta = read_tile(
-                tl.maximum(tile - 1, 0), d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl,
-                walk, visits, step, mirror, L, height, reciprocal, R, ORDER,
-            )  # fmt: skip
-            dy = tl.load(dy_ptr + dy_off + at_next[:, None] * dy_sl, mask=ok_next[:, None] & d_ok[None, :], other=0.0)
             delta2 = step_sizes(z2, tile * 8, visits, SOFTPLUS, PRECISE, FAST)
             v = inputs(delta2, xs)
             dys = ()
@@ -223,12 +227,12 @@ def scan_bwd_kernel(
                 dys = dys + (dys_given[t].to(tl.float32),)
                 gb_sum = gb_sum + (zero,)
                 ga_sum = ga_sum + (zero,)
-            later = d_ok & (tile < end - 1)
             for n in range(0, N, NB):
-                h = tile_states(i == 0, saved + n * C, scratch + n * C, C, NB, d_ok)
                 if NB < N:
-                    a = load_states(a_base + n * C, C, NB, d_ok)
-                    carries = load_states(carry_base + n * C, C, NB, later | (d_ok & (enters != 0)))
+                    ahead = tl.minimum(n + NB, N - NB) * C
+                    h_next = tile_states(i == 0, saved + ahead, scratch + ahead, C, NB, d_ok)
+                    a_next = load_states(a_base + ahead, C, NB, d_ok)
+                    carries_next = load_states(carry_base + ahead, C, NB, entered)
                     d_as = load_states(da_base + n * C, C, NB, later)
                 new_carries = ()
                 new_d_as = ()
@@ -259,6 +263,9 @@ def scan_bwd_kernel(
                 if NB < N:
                     store_states(carry_base + n * C, C, new_carries, d_ok)
                     store_states(da_base + n * C, C, new_d_as, d_ok)
+                    h = h_next
+                    a = a_next
+                    carries = carries_next
                 else:
                     carries = new_carries
                     d_as = new_d_as
@@ -275,7 +282,6 @@ def scan_bwd_kernel(
                 dz = tl.where(tile * 8 + t < visits, dz, 0.0)
                 sum_bias += dz
                 dzs = dzs + (dz,)
-            ok = ok_t[:, None] & d_ok[None, :]
             store_tile(dx_ptr, dx_off + at[:, None] * dx_sl, dxs, ok)
             store_tile(dz_ptr, dz_off + at[:, None] * dz_sl, dzs, ok)
             at = at_next

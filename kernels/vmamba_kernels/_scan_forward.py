@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ._delta import load_weight, product
-from ._primitives import LN2, LOG2E, TABLE, ex2, pack8, softplus2, touch, uniform8, unpack8
+from ._primitives import LN2, LOG2E, TABLE, ex2, pack8, softplus2, touch, touch_at, uniform8, unpack8
 from ._walk import direction, tile_positions
 
 SEQUENCE = ["L", "visits", "height", "width", "reciprocal", "tiles", "segments", "span", "G"]
@@ -51,17 +51,18 @@ def load_delta_weights(weight_ptr, offset, d, d_ok, R: tl.constexpr, dtype: tl.c
 
 
 @triton.jit
-def read_tile(
-    tile, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits, step, mirror, L,
-    height, reciprocal, R: tl.constexpr, ORDER: tl.constexpr,
-):  # fmt: skip
-    """Positions [8] of a tile's visits, which are tokens, and x and delta (or its factors) there, as they come.
-
-    The kernels read one tile ahead: what comes from memory is used a tile later.
-    """
+def tile_rows(tile, walk, visits, step, mirror, L, height, reciprocal, ORDER: tl.constexpr):
+    """Positions [8] of a tile's visits, and which of them are tokens."""
     visit = tile * 8 + tl.arange(0, 8)
     p, ok_t = tile_positions(visit, walk, visits, step, mirror, L, height, reciprocal, ORDER)
-    at = p.to(tl.int64)
+    return p.to(tl.int64), ok_t
+
+
+@triton.jit
+def load_rows(
+    at, ok_t, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, R: tl.constexpr
+):  # fmt: skip
+    """x and delta (or its factors) at the positions, as they come."""
     ok = ok_t[:, None] & d_ok[None, :]
     x = tl.load(x_ptr + x_off + at[:, None] * x_sl, mask=ok, other=0.0)
     delta = ()
@@ -71,6 +72,29 @@ def read_tile(
         r = tl.arange(0, 16) + 16 * chunk
         f_at = factors_ptr + f_off + (at * f_sl)[:, None] + r[None, :]
         delta = delta + (tl.load(f_at, mask=ok_t[:, None] & (r < R)[None, :], other=0.0),)
+    return x, delta
+
+
+@triton.jit
+def touch_rows(
+    at, x_ptr, x_first, x_sl, delta_ptr, d_first, d_sl, factors_ptr, f_off, f_sl, R: tl.constexpr, FAST: tl.constexpr
+):  # fmt: skip
+    """Fetch what ``load_rows`` will read; ``x_first`` and ``d_first`` are the offsets of the first channel."""
+    touch_at(x_ptr + x_first + at * x_sl, FAST)
+    if R == 0:
+        touch_at(delta_ptr + d_first + at * d_sl, FAST)
+    else:
+        touch_at(factors_ptr + f_off + at * f_sl, FAST)
+
+
+@triton.jit
+def read_tile(
+    tile, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits, step, mirror, L,
+    height, reciprocal, R: tl.constexpr, ORDER: tl.constexpr,
+):  # fmt: skip
+    """Both, one tile ahead: what comes from memory is used a tile later."""
+    at, ok_t = tile_rows(tile, walk, visits, step, mirror, L, height, reciprocal, ORDER)
+    x, delta = load_rows(at, ok_t, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, R)
     return at, ok_t, x, delta
 
 

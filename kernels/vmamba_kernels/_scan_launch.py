@@ -57,7 +57,7 @@ class _Plan(NamedTuple):
 
     scan: Scan
     a: torch.Tensor  # [G, N, C] float32
-    bc: torch.Tensor  # [B, G, tiles, N, 2, 8] float32
+    bc: torch.Tensor  # [B, G, tiles, N, 2, 8] bfloat16 if B and C are, else float32
     segments: int
     span: int  # tiles per segment
     blocks: int  # of 32 channels
@@ -77,8 +77,9 @@ class _Plan(NamedTuple):
         """The compile-time arguments that every kernel takes; ``walk`` is "forward" or "backward"."""
         s = self.scan
         _, _, G, C, N = s.sizes
+        states = configs.states_at_a_time(N, walk, packed=self.bc.dtype is torch.bfloat16)
         return {
-            "N": N, "NB": configs.states_at_a_time(N, walk), "C": C, "K": G if s.weight is not None else 1,
+            "N": N, "NB": states, "C": C, "K": G if s.weight is not None else 1,
             "R": s.weight.shape[2] if s.weight is not None else 0, "ORDER": s.order, "SOFTPLUS": s.softplus,
             "HAS_BIAS": s.bias is not None, "PRECISE": s.x.dtype == torch.float32,
             "FAST": fast_math(), "num_warps": 1, "num_stages": 1, "maxnreg": configs.SCAN_REGISTERS,
@@ -108,7 +109,9 @@ def _plan(s: Scan, tiles_per_span: int | None = None) -> _Plan:
     B, _, G, C, N = s.sizes
     tiles = -(-s.visits // SCAN_TILE)
     a = _empty(s.x, G, N, C)
-    bc = _empty(s.x, B, G, tiles, N, 2, SCAN_TILE)
+    half = s.B.dtype is torch.bfloat16 and (s.C is None or s.C.dtype is torch.bfloat16)
+    bc = _launch.empty(
+        (B, G, tiles, N, 2, SCAN_TILE), dtype=torch.bfloat16 if half else torch.float32, device=s.x.device)
     blocks = -(-C // 32)
     chunks = B * G * -(-tiles * SCAN_TILE // VISITS)
     _launch.launch(
@@ -236,7 +239,8 @@ def scan_backward(
         dy, s.x, s.delta, s.factors, s.weight, s.bias, plan.a, plan.bc, s.skip, states, scratch, carry, dA, dvec,
         dx, dz, dbc, s.index,
         *dy.stride(), *s.x.stride(), *_strides(s.delta), *_strides(s.factors, 3), *dx.stride(), *dz.stride(),
-        *plan.sequence, B, every, int(enters), HAS_SKIP=s.skip is not None, **plan.how("backward"),
+        *plan.sequence, B, every, int(enters), FIRST=configs.states_at_a_time(N, "first pass"),
+        HAS_SKIP=s.skip is not None, **plan.how("backward"),
     )  # fmt: skip
     tiles = plan.bc.shape[2]
     _launch.launch(

@@ -21,7 +21,6 @@ _TABLE: dict[tuple[str, int], Config] = {
     ("ss2d_bwd", 768): Config(1, 2),
 }
 SCAN_REGISTERS = 168  # cap per thread of the general kernels: three warps per scheduler
-_STATES = {"forward": 4, "backward": 2}  # that the general kernels hold in registers, at most
 _LEAST_VISITS = 128  # in a segment, at least
 _PROGRAMS = 132 * 24  # enough one-warp programs to fill a large GPU; with more, a program takes several images
 
@@ -34,9 +33,22 @@ def config(kernel: str, D: int) -> Config:
     return Config(1, 3)
 
 
-def states_at_a_time(N: int, walk: str) -> int:
-    """How many of a channel's N states a general kernel ("forward", "backward") holds in registers."""
-    return math.gcd(N, _STATES[walk])
+def states_at_a_time(N: int, walk: str, *, packed: bool = False) -> int:
+    """How many of a channel's N states a general kernel holds in registers: all, or few that take turns.
+
+    Many that take turns are slower than few: there must be room for as many on their way.
+
+    Args:
+        N: States per channel.
+        walk: "forward", "first pass" of the backward, which has few gradients to hold, or "backward".
+        packed: B and C are bfloat16, which leaves more room.
+    """
+    if walk == "first pass":
+        return math.gcd(N, 16)
+    if walk == "backward":
+        return math.gcd(N, 2)
+    room = 16 if packed else 8
+    return N if room >= N else math.gcd(N, 4)
 
 
 def images_per_program(batch: int, programs_per_image: int) -> int:

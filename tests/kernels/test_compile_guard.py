@@ -10,9 +10,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RECORDED = json.loads((HERE / "compile_guard.json").read_text())
 
-# the general backward keeps a few values of a tile's frame in local memory; its loop over states has none. What the
-# heads of a group share, and Mamba-2's backward, take all registers of sm_80
-SPILLS_ALLOWED = {"scan_bwd_r12", "ssd_backward", "ssd_group"}
+# the general kernels keep a few values of a tile's frame in local memory, which costs less than states that rest there;
+# the backward's loop over states has none. What the heads of a group share, and Mamba-2's backward, take all registers
+# of sm_80
+SPILLS_ALLOWED = {"scan_fwd_r12", "scan_bwd_r12", "ssd_backward", "ssd_group"}
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +36,9 @@ def test_machine_code_is_as_recorded(target, name, compiled):
         assert got["spilled_bytes"] <= recorded["spilled_bytes"] * 1.1
     else:
         assert got["spilled_bytes"] == 0
-    # a shuffle would mean a recurrence across lanes; the backward has those that add up its sums over channels
+    # more shuffles would mean a recurrence across lanes; a backward has those that add up its sums over channels, and
+    # the general forward, whose loop is that over tiles, those that bring a tile into its lanes
     assert got["shuffles"] <= recorded["shuffles"]
-    if "fwd" in name:
+    if "fwd" in name and name != "scan_fwd_r12":
         assert got["shuffles"] == 0
     assert got["instructions_per_element"] == pytest.approx(recorded["instructions_per_element"], rel=0.1)

@@ -30,7 +30,7 @@ from vmamba_kernels.state_shapes import SCAN_TILE, TILE
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 FLOAT32 = {
     "dt_weight_ptr", "dt_bias_ptr", "a_log_ptr", "d_skip_ptr", "entry_ptr", "dbc_ptr", "dvec_ptr", "weight_ptr",
-    "bias_ptr", "a_ptr", "bc_ptr", "skip_ptr", "running_ptr", "scratch_ptr", "carry_ptr", "da_ptr", "start_ptr",
+    "bias_ptr", "a_ptr", "skip_ptr", "running_ptr", "scratch_ptr", "carry_ptr", "da_ptr", "start_ptr",
     "last_ptr", "ends_ptr", "decay_ptr", "dskip_ptr", "dparams_ptr",
 }  # fmt: skip
 SS2D = {
@@ -49,7 +49,9 @@ def _ss2d(kernel: str, D: int, R: int, even: bool) -> dict:
 
 
 def _scan(walk: str) -> dict:
-    return {**SCAN, "NB": states_at_a_time(SCAN["N"], walk), "R": 12}
+    N = SCAN["N"]
+    first = states_at_a_time(N, "first pass")
+    return {**SCAN, "NB": states_at_a_time(N, walk, packed=True), "FIRST": first, "R": 12}
 
 
 def _ssd(tile: int, warps: int, **how) -> dict:
@@ -75,8 +77,8 @@ CASES = {
     "ss2d_fwd_d768_r48": (ss2d_fwd_kernel_n1, _ss2d("ss2d_fwd", 768, 48, False), TILE, max),
     "ss2d_bwd_d96_r6": (ss2d_bwd_kernel_n1, _ss2d("ss2d_bwd", 96, 6, True), TILE, max),
     "ss2d_bwd_d768_r48": (ss2d_bwd_kernel_n1, _ss2d("ss2d_bwd", 768, 48, False), TILE, max),
-    "scan_fwd_r12": (scan_fwd_kernel, _scan("forward"), SCAN_TILE * states_at_a_time(16, "forward"), min),
-    "scan_bwd_r12": (scan_bwd_kernel, _scan("backward"), SCAN_TILE * states_at_a_time(16, "backward"), sorted),
+    "scan_fwd_r12": (scan_fwd_kernel, _scan("forward"), SCAN_TILE * 16, max),
+    "scan_bwd_r12": (scan_bwd_kernel, _scan("backward"), SCAN_TILE * 2, min),
     "ssd_forward": (ssd_forward_kernel, _ssd(32, 4, LAST=True), 32 * 16 / 128, max),
     "ssd_states": (ssd_states_kernel, _ssd(64, 4, SAVE=True, ENDS=True, REVERSE=False), 64 * 16 / 128, max),
     "ssd_backward": (ssd_backward_kernel, _ssd(64, 4), 64 * 16 / 128, None),
@@ -145,8 +147,7 @@ def inspect(name: str, target: int = 90) -> dict:
     kernel, constants, elements, which = CASES[name]
     sass, report = machine_code(kernel, constants, target)
     found = loops(sass)
-    # the backward over states is the second of the two innermost loops
-    loop = opcodes(sass) if which is None else sorted(found, key=len)[1] if which is sorted else which(found, key=len)
+    loop = opcodes(sass) if which is None else which(found, key=len)
     return {
         "registers": int(re.search(r"Used (\d+) registers", report)[1]),
         "spilled_bytes": int(re.search(r"(\d+) bytes spill stores", report)[1]),
