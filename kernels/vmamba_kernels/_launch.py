@@ -124,7 +124,7 @@ def launch(kernel: Any, grid: tuple[int], *arguments: Any, twin: Any = None, **h
         with torch.cuda.device(device):
             launch(kernel, grid, *arguments, twin=twin, **how)
         return
-    function = kernel.fn  # a kernel's own hash takes longer than all else here
+    function = kernel.fn  # the kernel itself takes a lock to find its hash
     count = _pointers(function)
     pointers, kinds, odd = [], [], 0
     for t in arguments[:count]:

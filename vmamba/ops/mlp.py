@@ -16,7 +16,8 @@ from ._library import (
     cast_under_autocast,
     direct,
     fake_gradients,
-    pack_gradients,
+    fit_gradients,
+    implements,
     shortcut,
     unpack_gradients,
     weight_gradient,
@@ -64,38 +65,39 @@ LIBRARY.define(
     "mlp(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, str backend=\"auto\") "
     "-> (Tensor y, Tensor hidden, Tensor activation)")
 LIBRARY.define(
-    "mlp_backward(Tensor dy, Tensor hidden, Tensor activation, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, "
-    "Tensor bias2, str backend) -> Tensor[]")
+    "mlp_backward(Tensor dy, Tensor hidden, Tensor? activation, Tensor x, Tensor weight1, Tensor bias1, "
+    "Tensor weight2, Tensor bias2, str backend) -> Tensor[]")
 
 
-@torch.library.impl(LIBRARY, "mlp", "CompositeExplicitAutograd")
+@implements("mlp")
 def _forward(
         x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     _check(x, weight1, bias1, weight2, bias2)
     dtype = x.dtype
     hidden = F.linear(x, weight1.to(dtype), bias1.to(dtype))
     activation = F.gelu(hidden)
     y = F.linear(activation, weight2.to(dtype), bias2.to(dtype))
-    return y, hidden, activation if resolve_backend(backend, x) != "triton" else x.new_empty(0)
+    return y, hidden, activation if resolve_backend(backend, x) != "triton" else None
 
 
-@torch.library.impl(LIBRARY, "mlp_backward", "CompositeExplicitAutograd")
+@implements("mlp_backward")
 def _backward(
-        dy: Tensor, hidden: Tensor, activation: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor,
-        bias2: Tensor, backend: str,
-) -> list[Tensor]:
+        dy: Tensor, hidden: Tensor, activation: Tensor | None, x: Tensor, weight1: Tensor, bias1: Tensor,
+        weight2: Tensor, bias2: Tensor, backend: str,
+) -> list[Tensor | None]:
     flat, hidden = dy.reshape(-1, dy.shape[-1]), hidden.view(-1, hidden.shape[-1])
     dactivation = flat @ weight2.to(x.dtype)
     if resolve_backend(backend, x) == "triton":
         activation, dhidden, dbias1 = _triton.gelu_backward(dactivation, hidden)
     else:
+        assert activation is not None
         dhidden = torch.ops.aten.gelu_backward(dactivation, hidden)
         activation, dbias1 = activation.view(hidden.shape), dhidden.sum(0, dtype=bias1.dtype)
     gradients = (
         (dhidden @ weight1.to(x.dtype)).view(x.shape), weight_gradient(dhidden, x.reshape(-1, x.shape[-1]), weight1),
         dbias1, weight_gradient(flat, activation, weight2), flat.sum(0, dtype=bias2.dtype))
-    return pack_gradients(gradients, (x, weight1, bias1, weight2, bias2))
+    return fit_gradients(gradients, (x, weight1, bias1, weight2, bias2))
 
 
 @torch.library.register_fake("vmamba::mlp", lib=LIBRARY)
@@ -110,13 +112,13 @@ def _forward_fake(
 
 @torch.library.register_fake("vmamba::mlp_backward", lib=LIBRARY)
 def _backward_fake(
-        dy: Tensor, hidden: Tensor, activation: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor,
-        bias2: Tensor, backend: str,
+        dy: Tensor, hidden: Tensor, activation: Tensor | None, x: Tensor, weight1: Tensor, bias1: Tensor,
+        weight2: Tensor, bias2: Tensor, backend: str,
 ) -> list[Tensor]:
     return fake_gradients((x, weight1, bias1, weight2, bias2))
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
     *tensors, ctx.backend = inputs
     ctx.save_for_backward(*output[1:], *tensors)
     ctx.set_materialize_grads(False)
@@ -134,7 +136,7 @@ _differentiate = direct("mlp_backward", _backward)
 torch.library.register_autograd("vmamba::mlp", _autograd, setup_context=_setup_context, lib=LIBRARY)
 _CAST = ("x",)
 cast_under_autocast("mlp", _CAST)
-mlp_call = shortcut("mlp", _forward, _setup_context, _autograd, _CAST)
+mlp_call = shortcut("mlp", _forward, _setup_context, _autograd, _CAST, results=1)
 
 
 @register_flop_formula(torch.ops.vmamba.mlp)

@@ -12,6 +12,7 @@ from ._library import (
     cast_under_autocast,
     direct,
     fake_gradients,
+    implements,
     shortcut,
     unpack_gradients,
     weight_gradient,
@@ -86,7 +87,7 @@ LIBRARY.define(
     f"ss2d_mixer({_TENSORS}, str order, float eps, str backend, bool save) -> "
     f"(Tensor y, {', '.join(f'Tensor {name}' for name in KEPT)})")
 LIBRARY.define(
-    f"ss2d_mixer_backward(Tensor dy, {', '.join(f'Tensor {name}' for name in KEPT)}, {_TENSORS}, str order, "
+    f"ss2d_mixer_backward(Tensor dy, {', '.join(f'Tensor? {name}' for name in KEPT)}, {_TENSORS}, str order, "
     "float eps, str backend) -> Tensor[]")
 
 
@@ -97,12 +98,12 @@ def _scan_arguments(
     return tokens, proj, *parameters, order, height, width, None, norm_weight, norm_bias, None, eps, backend
 
 
-@torch.library.impl(LIBRARY, "ss2d_mixer", "CompositeExplicitAutograd")
+@implements("ss2d_mixer")
 def _forward(
         x: Tensor, in_weight: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, proj_weight: Tensor,
         dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None, norm_weight: Tensor,
         norm_bias: Tensor, out_weight: Tensor, order: str, eps: float, backend: str, save: bool,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     _check(x, in_weight, proj_weight, dt_weight, out_weight)
     batch, height, width, _ = x.shape
     inner = F.linear(x, in_weight.to(x.dtype))
@@ -114,17 +115,17 @@ def _forward(
     normed, merged, states = scan_forward(*(*scan, save))
     y = F.linear(normed, out_weight.to(x.dtype)).view(batch, height, width, -1)
     if not save:
-        return y, *(x.new_empty(0) for _ in KEPT)
+        return y, *(None for _ in KEPT)
     return y, inner, conv, tokens, proj, merged, states, normed
 
 
-@torch.library.impl(LIBRARY, "ss2d_mixer_backward", "CompositeExplicitAutograd")
+@implements("ss2d_mixer_backward")
 def _backward(
-        dy: Tensor, inner: Tensor, conv: Tensor, tokens: Tensor, proj: Tensor, merged: Tensor, states: Tensor,
+        dy: Tensor, inner: Tensor, conv: Tensor | None, tokens: Tensor, proj: Tensor, merged: Tensor, states: Tensor,
         normed: Tensor, x: Tensor, in_weight: Tensor, conv_weight: Tensor, conv_bias: Tensor | None,
         proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
         norm_weight: Tensor, norm_bias: Tensor, out_weight: Tensor, order: str, eps: float, backend: str,
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     _, height, width, channels = x.shape
     dtype, inner_channels = x.dtype, tokens.shape[2]
     flat_dy, flat_tokens = dy.reshape(-1, dy.shape[3]), tokens.view(-1, inner_channels)
@@ -170,7 +171,7 @@ def _backward_fake(dy: Tensor, *arguments: Any) -> list[Tensor]:
     return fake_gradients(arguments[len(KEPT):-3])
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
     *tensors, ctx.order, ctx.eps, ctx.backend, save = inputs
     if not save:
         raise RuntimeError("ss2d_mixer was called with save=False, but a gradient is wanted")
@@ -190,4 +191,4 @@ _differentiate = direct("ss2d_mixer_backward", _backward)
 torch.library.register_autograd("vmamba::ss2d_mixer", _autograd, setup_context=_setup_context, lib=LIBRARY)
 _CAST = ("x",)
 cast_under_autocast("ss2d_mixer", _CAST)
-_mixer = shortcut("ss2d_mixer", _forward, _setup_context, _autograd, _CAST)
+_mixer = shortcut("ss2d_mixer", _forward, _setup_context, _autograd, _CAST, results=1)
