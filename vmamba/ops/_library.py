@@ -66,6 +66,21 @@ def unpack_gradients(grads: Sequence[Tensor | None], arguments: Sequence[Tensor 
     return [g if t is not None else None for g, t in zip(grads, arguments, strict=True)]
 
 
+def casts_of(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor | None]:
+    """Weights in ``dtype``, for a forward to keep: None for one that has it, since no output may be an argument."""
+    return [None if w.dtype is dtype else w.to(dtype) for w in weights]
+
+
+def fake_casts(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """What an operator returns of :func:`casts_of`, for the fake implementation."""
+    return [w.new_empty(0, dtype=dtype) if w.dtype is dtype else torch.empty_like(w, dtype=dtype) for w in weights]
+
+
+def with_casts(kept: Sequence[Tensor | None], weights: Sequence[Tensor]) -> list[Tensor]:
+    """The weights again, from what :func:`casts_of` or an operator made of them."""
+    return [w if k is None or not k.numel() else k for k, w in zip(kept, weights, strict=True)]
+
+
 def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Gradient to the weight of ``linear(x, weight)`` from [T, E] and [T, D], in the weight's dtype.
 
