@@ -32,7 +32,11 @@ def fast_math() -> bool:
 
 def check_device(**tensors: torch.Tensor | None) -> None:
     """Raise ValueError unless all tensors share one device that the kernels can run on."""
-    device = next(t for t in tensors.values() if t is not None).device
+    first, *others = [t for t in tensors.values() if t is not None]
+    index = first.get_device()
+    if first.is_cuda and not [t for t in others if t.get_device() != index]:
+        return
+    device = first.device
     for name, t in tensors.items():
         if t is not None and t.device != device:
             raise ValueError(f"{name} is on {t.device}, the first argument on {device}; all must share one device")
