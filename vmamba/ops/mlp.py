@@ -39,6 +39,7 @@ def mlp(
     activation again, its gradient and the gradient to the first bias: an MLP keeps a third less, and reads its widest
     tensors once. Elsewhere the activation is kept, since memory is not what a CPU lacks. Weights and biases are taken
     in the dtype of x, which under autocast is autocast's; on a GPU the gradients to float32 ones are not rounded to it.
+    Weights that had to be cast for it are kept so for the backward.
 
     Args:
         x: [..., D].

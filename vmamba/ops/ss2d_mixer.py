@@ -41,7 +41,8 @@ def ss2d_mixer(
     The mixer of VMamba without gate (Liu et al., arXiv:2401.10166, figure 3): what :func:`depthwise_conv_silu` and
     :func:`ss2d_scan_norm` compute between three matrix products. A GPU does no less than for them; the host, which a
     training step of a small model waits for, starts one operator each way and not six. Weights are taken in the dtype
-    of x, which under autocast is autocast's; the gradients to float32 weights are not rounded to it.
+    of x, which under autocast is autocast's; the gradients to float32 weights are not rounded to it. The casts are kept
+    for the backward.
 
     Args:
         x: [B, H, W, C].
