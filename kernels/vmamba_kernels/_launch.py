@@ -1,6 +1,7 @@
 """What every launcher needs: checks, allocation, and which arithmetic the device offers."""
 
 from functools import cache
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +32,11 @@ def fast_math() -> bool:
 
 def check_device(**tensors: torch.Tensor | None) -> None:
     """Raise ValueError unless all tensors share one device that the kernels can run on."""
-    device = next(t for t in tensors.values() if t is not None).device
+    first, *others = [t for t in tensors.values() if t is not None]
+    index = first.get_device()
+    if first.is_cuda and not [t for t in others if t.get_device() != index]:
+        return
+    device = first.device
     for name, t in tensors.items():
         if t is not None and t.device != device:
             raise ValueError(f"{name} is on {t.device}, the first argument on {device}; all must share one device")
@@ -95,9 +100,9 @@ def _compile(kernel: Any, grid: tuple[int], arguments: tuple, how: dict[str, Any
 
 
 @cache
-def _pointers(kernel: Any) -> int:
-    """How many of a kernel's arguments are pointers; they come first and are named so."""
-    return sum(name.endswith("_ptr") for name in kernel.arg_names)
+def _pointers(function: Any) -> int:
+    """How many of the arguments of a kernel's function are pointers; they come first and are named so."""
+    return sum(name.endswith("_ptr") for name in signature(function).parameters)
 
 
 def launch(kernel: Any, grid: tuple[int], *arguments: Any, twin: Any = None, **how: Any) -> None:
@@ -118,22 +123,28 @@ def launch(kernel: Any, grid: tuple[int], *arguments: Any, twin: Any = None, **h
         assert arguments[0] is not None, f"the first pointer of {kernel} is None"
         kernel[grid](*arguments, **how)
         return
-    count = _pointers(kernel)
-    tensors, rest = arguments[:count], arguments[count:]
-    device = tensors[0].get_device()
+    device = arguments[0].get_device()
     if device != torch._C._cuda_getDevice():  # the addresses mean nothing on another device
         with torch.cuda.device(device):
             launch(kernel, grid, *arguments, twin=twin, **how)
         return
-    pointers = [t if t is None else t.data_ptr() for t in tensors]
-    odd = 0
-    for p in pointers:
-        odd |= p or 0
-    # with the devices: a tensor that lies elsewhere is of no known kind, and Triton refuses it
-    key = (
-        kernel, odd & 15 and (*[p and p & 15 for p in pointers],), *[t if t is None else t.dtype for t in tensors],
-        *[t if t is None else t.get_device() for t in tensors], *rest, *how.values(),
-    )  # fmt: skip
+    function = kernel.fn  # the kernel itself takes a lock to find its hash
+    count = _pointers(function)
+    pointers, kinds, odd = [], [], 0
+    for t in arguments[:count]:
+        if t is None:
+            pointers.append(None)
+            kinds.append(None)
+        else:
+            p = t.data_ptr()
+            pointers.append(p)
+            odd |= p
+            # with the devices: a tensor that lies elsewhere is of no known kind, and Triton refuses it
+            kinds += t.dtype, t.get_device()
+    if odd & 15:
+        kinds += [p and p & 15 for p in pointers]
+    rest = arguments[count:]
+    key = (function, *kinds, *rest, *how.values())
     found = _kernels.get(key)
     if found is None:
         if len(_kernels) >= _MOST_KINDS:

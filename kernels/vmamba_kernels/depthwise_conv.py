@@ -133,7 +133,7 @@ def conv_bwd_kernel(
     weight_ptr,  # [C, 9]
     bias_ptr,  # [C]
     dz_ptr,  # [B, H, W, C], contiguous: gradient to what the activation is given; with SILU
-    dparams_ptr,  # [programs per block of channels, 10, C] fp32: taps, bias
+    dparams_ptr,  # [programs per block of channels, 10 * C] fp32: taps [C, 9], bias [C]
     x_sb,
     x_st,
     H,
@@ -177,9 +177,10 @@ def conv_bwd_kernel(
         above = here
         here = below
     BLOCKS: tl.constexpr = (C + BLOCK - 1) // BLOCK
-    out = dparams_ptr + (tl.program_id(0) // BLOCKS).to(tl.int64) * (10 * C) + d
-    for i in tl.static_range(10):
-        tl.store(out + i * C, tl.sum(sums[i], 0), mask=d < C)
+    out = dparams_ptr + (tl.program_id(0) // BLOCKS).to(tl.int64) * (10 * C)
+    for i in tl.static_range(9):
+        tl.store(out + d * 9 + i, tl.sum(sums[i], 0), mask=d < C)
+    tl.store(out + 9 * C + d, tl.sum(sums[9], 0), mask=d < C)
 
 
 def depthwise_conv_silu_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -243,16 +244,16 @@ def _backward(
         )  # fmt: skip
     layout = _layout(x)
     dz = _launch.empty(tuple(x.shape), dtype=x.dtype, device=x.device) if silu else dy
-    parts = _launch.empty((layout.groups, 10, x.shape[3]), dtype=torch.float32, device=x.device)
+    parts = _launch.empty((layout.groups, 10 * x.shape[3]), dtype=torch.float32, device=x.device)
     _launch.launch(
         conv_bwd_kernel, layout.grid,
         dy, x, weight, bias, dz, parts, *layout.sizes, HAS_BIAS=bias is not None, SILU=silu, **layout.how,
     )  # fmt: skip
-    sums = parts.sum(0)
+    dweight, dbias = parts.sum(0).split_with_sizes((9 * x.shape[3], x.shape[3]))
     return DepthwiseConvGradients(
         x=_conv(dz, weight, None, flip=True, shortcut=not silu),
-        weight=sums[:9].t().reshape(weight.shape),
-        bias=sums[9] if bias is not None else None,
+        weight=dweight.view(weight.shape),
+        bias=dbias if bias is not None else None,
     )
 
 

@@ -294,14 +294,14 @@ def ss2d_backward(
             PRECISE=p.precise, FAST=fast_math(), num_warps=1, maxnreg=registers,
         )  # fmt: skip
     dproj, dweight = projection_gradients(dz, dt_weight, proj, dbc)
-    vec = dvec.sum(0)
+    dbias, dA, dskip = dvec.sum(0).unbind()
     return SS2DGradients(
         x=merge_directions(dx, x.dtype),
         proj=dproj,
         dt_weight=dweight,
-        dt_bias=vec[0] if dt_bias is not None else None,
-        A_log=vec[1].view_as(A_log),
-        D_skip=vec[2] if D_skip is not None else None,
+        dt_bias=dbias if dt_bias is not None else None,
+        A_log=dA.view(A_log.shape),
+        D_skip=dskip if D_skip is not None else None,
     )
 
 

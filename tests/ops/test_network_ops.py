@@ -80,7 +80,8 @@ def test_mlp(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", [
-    "add_layer_norm", "layer_norm", "depthwise_conv_add", "depthwise_conv_silu", "mlp"])
+    "add_layer_norm", "layer_norm", "depthwise_conv_add", "depthwise_conv_silu", "mlp",
+    "narrow_mlp"])
 def test_opcheck(name, backend):
     ops = torch.ops.vmamba
     x, branch, vector, weight, matrix, short = leaves(
@@ -91,6 +92,7 @@ def test_opcheck(name, backend):
         "depthwise_conv_add": (ops.depthwise_conv_add, (x, weight, vector, backend)),
         "depthwise_conv_silu": (ops.depthwise_conv_silu, (x, weight, vector, backend)),
         "mlp": (ops.mlp, (x, matrix, short, matrix.mT.contiguous(), vector, backend)),
+        "narrow_mlp": (ops.mlp, (x.bfloat16(), matrix, short, matrix.mT, vector, backend)),
     }[name]
     torch.library.opcheck(op, arguments)
 

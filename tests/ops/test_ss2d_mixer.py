@@ -61,6 +61,14 @@ def test_opcheck(absent, backend):
     torch.library.opcheck(torch.ops.vmamba.ss2d_mixer, (*given.values(), "cross", 1e-5, backend, True))
 
 
+def test_opcheck_of_narrow_tokens():
+    given = arguments("torch", dtype=torch.float32)
+    given["x"] = given["x"].detach().bfloat16().requires_grad_()
+    torch.library.opcheck(
+        torch.ops.vmamba.ss2d_mixer, (*given.values(), "cross", 1e-5, "torch", True),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+
+
 def test_autocast_sets_the_dtype_and_leaves_that_of_the_gradients():
     given = arguments("torch", dtype=torch.float32)
     expected = in_parts(*given.values(), "cross", 1e-5, "torch")

@@ -100,8 +100,8 @@ def _depthwise_conv_silu(
 
 def _mlp(
         _: _Replacing, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
-    return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2), _nothing(x), _nothing(x)
+) -> tuple[Tensor, ...]:
+    return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2), *(_nothing(x) for _ in range(4))
 
 
 def _ss2d_scan_norm(_: _Replacing, *arguments: Any) -> Tensor:

@@ -27,25 +27,58 @@ def _is_channels_last(t: Tensor) -> bool:
     return t.ndim == 3 and t.mT.is_contiguous() and not t.is_contiguous()
 
 
-def pack_gradients(grads: Sequence[Tensor | None], arguments: Sequence[Tensor | None]) -> list[Tensor]:
-    """Gradients as a backward operator returns them: in the argument's dtype and layout, empty for an absent one."""
-    like = next(t for t in arguments if t is not None)
+def implements(name: str) -> Callable[[Callable], Callable]:
+    """Decorator that registers an implementation of operator ``name``, for all devices.
+
+    Where the function gives None among its outputs, the operator, which cannot, gives an empty tensor.
+    """
+    def register(function: Callable) -> Callable:
+        LIBRARY.impl(name, lambda *arguments: _without_none(function(*arguments)), "CompositeExplicitAutograd")
+        return function
+
+    return register
+
+
+def _without_none(outputs: Any) -> Any:
+    if isinstance(outputs, Tensor):
+        return outputs
+    like = next(t for t in outputs if t is not None)
+    return type(outputs)([like.new_empty(0) if t is None else t for t in outputs])
+
+
+def fit_gradients(grads: Sequence[Tensor | None], arguments: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Gradients in their arguments' dtypes and layouts, None for an absent argument."""
     return [
-        like.new_empty(0) if t is None or g is None
+        None if t is None or g is None
         else g if g.dtype is t.dtype and g.is_contiguous() and t.is_contiguous()
         else in_layout_of(t, g.to(t.dtype))
         for g, t in zip(grads, arguments, strict=True)]
 
 
 def fake_gradients(arguments: Sequence[Tensor | None]) -> list[Tensor]:
-    """What :func:`pack_gradients` returns, for the fake implementation."""
+    """What a backward operator returns of :func:`fit_gradients`, for the fake implementation."""
     like = next(t for t in arguments if t is not None)
     return [new_like(t) if t is not None else like.new_empty(0) for t in arguments]
 
 
-def unpack_gradients(grads: Sequence[Tensor], arguments: Sequence[Tensor | None]) -> list[Tensor | None]:
+def unpack_gradients(grads: Sequence[Tensor | None], arguments: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Gradients as autograd takes them, None for an absent argument."""
     return [g if t is not None else None for g, t in zip(grads, arguments, strict=True)]
+
+
+def casts_of(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor | None]:
+    """Weights in ``dtype``, for a forward to keep: None for one that has it, since no output may be an argument."""
+    return [None if w.dtype is dtype else w.to(dtype) for w in weights]
+
+
+def fake_casts(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """What an operator returns of :func:`casts_of`, for the fake implementation."""
+    return [w.new_empty(0, dtype=dtype) if w.dtype is dtype else torch.empty_like(w, dtype=dtype) for w in weights]
+
+
+def with_casts(kept: Sequence[Tensor | None], weights: Sequence[Tensor]) -> list[Tensor]:
+    """The weights again, from what :func:`casts_of` or an operator made of them."""
+    return [w if k is None or not k.numel() else k for k, w in zip(kept, weights, strict=True)]
 
 
 def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -75,6 +108,7 @@ def cast_under_autocast(name: str, arguments: Sequence[str]) -> None:
 
 def shortcut(
         name: str, forward: Callable, setup_context: Callable, backward: Callable, cast: Sequence[str] = (),
+        results: int | None = None,
 ) -> Callable:
     """Operator ``name`` as a function that leaves out the dispatcher where nobody looks at it.
 
@@ -88,6 +122,8 @@ def shortcut(
         setup_context: As given to ``torch.library.register_autograd``.
         backward: Likewise.
         cast: Names of arguments that :func:`cast_under_autocast` casts.
+        results: How many of the outputs callers take, who may get no others; autograd need not know what is only kept
+            for the backward. None for all.
     """
     op = getattr(torch.ops.vmamba, name)    # with its overload picked, TorchScript would not take FX's graphs of it
     positions = _positions(name, cast)
@@ -97,14 +133,16 @@ def shortcut(
         def forward(ctx: Any, *arguments: Any) -> Any:
             outputs = forward(*arguments)
             setup_context(ctx, arguments, outputs)
-            return outputs
+            return outputs if results is None else outputs[:results]
 
         @staticmethod
-        @once_differentiable
         def backward(ctx: Any, *gradients: Any) -> Any:
-            return backward(ctx, *gradients)
+            # what once_differentiable does is to refuse second derivatives, which only a graph of this one can ask for
+            return (differentiable if torch.is_grad_enabled() else backward)(ctx, *gradients)
 
-    apply = Direct.apply
+    differentiable = once_differentiable(backward)
+    # torch's own wrapper of it looks for tensors of functorch in all arguments, which is_plain has done
+    apply = super(torch.autograd.Function, Direct).apply
 
     def call(*arguments: Any) -> Any:
         if not is_plain(arguments[0]):
@@ -132,7 +170,8 @@ def is_plain(x: Any) -> bool:
         not torch.compiler.is_compiling()
         and type(x) in (Tensor, torch.nn.Parameter) and x.is_cuda and not torch._C._get_tracing_state()
         and not torch._C._len_torch_dispatch_stack() and not torch._C._len_torch_function_stack()
-        and torch._C._functorch.peek_interpreter_stack() is None)
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
 def _positions(name: str, arguments: Sequence[str]) -> frozenset[int]:

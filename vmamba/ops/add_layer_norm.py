@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import _triton
 from ._backend import resolve_backend
-from ._library import LIBRARY, cast_under_autocast, direct, pack_gradients, shortcut
+from ._library import LIBRARY, cast_under_autocast, direct, fit_gradients, implements, shortcut
 from ._shapes import check_tensor, compute_dtype
 
 __all__ = ["add_layer_norm"]
@@ -37,7 +37,7 @@ def add_layer_norm(
     Raises:
         ValueError: A shape, dtype or device does not fit, or the backend cannot run here.
     """
-    total, y, _, _ = add_layer_norm_call(x, branch, scale, weight, bias, eps, backend)
+    total, y = add_layer_norm_call(x, branch, scale, weight, bias, eps, backend)[:2]
     return (x if branch is None else total), y
 
 
@@ -59,51 +59,50 @@ LIBRARY.define(
     f"add_layer_norm({_TENSORS}, float eps=1e-05, str backend=\"auto\") -> "
     "(Tensor total, Tensor y, Tensor mean, Tensor rstd)")
 LIBRARY.define(
-    "add_layer_norm_backward(Tensor dy, Tensor? dtotal, Tensor total, Tensor mean, Tensor rstd, Tensor? scale, "
+    "add_layer_norm_backward(Tensor dy, Tensor? dtotal, Tensor total, Tensor? mean, Tensor? rstd, Tensor? scale, "
     "Tensor weight, Tensor bias, float eps, str backend) -> Tensor[]")
 
 
-@torch.library.impl(LIBRARY, "add_layer_norm", "CompositeExplicitAutograd")
+@implements("add_layer_norm")
 def _forward(
         x: Tensor, branch: Tensor | None, scale: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-5,
         backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, ...]:
     _check(x, branch, scale, weight, bias)
     return _run(x, branch, scale, weight, bias, eps, backend)
 
 
 def _run(
         x: Tensor, branch: Tensor | None, scale: Tensor | None, weight: Tensor, bias: Tensor, eps: float, backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, ...]:
     if resolve_backend(backend, x) == "triton":
         total, y = _triton.add_norm_forward(x, branch, scale, weight, bias, eps)
-        mean, rstd = (x.new_empty(0, dtype=torch.float32) for _ in range(2))  # computed again backwards
-        return (total if branch is not None else x.new_empty(0)), y, mean, rstd
+        return total if branch is not None else None, y, None, None  # the statistics are computed again backwards
     total = x
     if branch is not None:
         total = x + (branch if scale is None else _per_image(scale, branch) * branch).to(x.dtype)
     dtype = compute_dtype(x)
     y, mean, rstd = torch.native_layer_norm(
         total.to(dtype).contiguous(), (x.shape[-1],), weight.to(dtype), bias.to(dtype), eps)
-    return (total if branch is not None else x.new_empty(0)), y.to(x.dtype), mean, rstd
+    return total if branch is not None else None, y.to(x.dtype), mean, rstd
 
 
-@torch.library.impl(LIBRARY, "add_layer_norm_backward", "CompositeExplicitAutograd")
+@implements("add_layer_norm_backward")
 def _backward(
-        dy: Tensor, dtotal: Tensor | None, total: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor | None,
-        weight: Tensor, bias: Tensor, eps: float, backend: str,
-) -> list[Tensor]:
+        dy: Tensor, dtotal: Tensor | None, total: Tensor, mean: Tensor | None, rstd: Tensor | None,
+        scale: Tensor | None, weight: Tensor, bias: Tensor, eps: float, backend: str,
+) -> list[Tensor | None]:
     arguments = (total, total if scale is not None else None, weight, bias)
     if resolve_backend(backend, total) == "triton":
         grads = _triton.add_norm_backward(dy, dtotal, total, scale, weight, bias, eps)
-        return pack_gradients(grads, arguments)
+        return fit_gradients(grads, arguments)
     dtype = compute_dtype(total)
     dx, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
         dy.to(dtype).contiguous(), total.to(dtype).contiguous(), (total.shape[-1],), mean, rstd, weight.to(dtype),
         bias.to(dtype), [True, True, True])
     dx = dx if dtotal is None else dx + dtotal
     dbranch = dx * _per_image(scale, dx) if scale is not None else None
-    return pack_gradients((dx, dbranch, dweight, dbias), arguments)
+    return fit_gradients((dx, dbranch, dweight, dbias), arguments)
 
 
 def _per_image(scale: Tensor, like: Tensor) -> Tensor:
@@ -116,8 +115,8 @@ def _forward_fake(
         backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check(x, branch, scale, weight, bias)
-    statistics = 0 if resolve_backend(backend, x) == "triton" else (*x.shape[:-1], 1)
-    dtype = compute_dtype(x)
+    kept = resolve_backend(backend, x) != "triton"
+    statistics, dtype = ((*x.shape[:-1], 1), compute_dtype(x)) if kept else (0, x.dtype)
     return (
         x.new_empty(x.shape if branch is not None else 0), x.new_empty(x.shape),
         x.new_empty(statistics, dtype=dtype), x.new_empty(statistics, dtype=dtype))
@@ -125,14 +124,14 @@ def _forward_fake(
 
 @torch.library.register_fake("vmamba::add_layer_norm_backward", lib=LIBRARY)
 def _backward_fake(
-        dy: Tensor, dtotal: Tensor | None, total: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor | None,
-        weight: Tensor, bias: Tensor, eps: float, backend: str,
+        dy: Tensor, dtotal: Tensor | None, total: Tensor, mean: Tensor | None, rstd: Tensor | None,
+        scale: Tensor | None, weight: Tensor, bias: Tensor, eps: float, backend: str,
 ) -> list[Tensor]:
     dbranch = total.new_empty(total.shape if scale is not None else 0)
     return [total.new_empty(total.shape), dbranch, weight.new_empty(weight.shape), bias.new_empty(bias.shape)]
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
     x, branch, scale, weight, bias, ctx.eps, ctx.backend = inputs
     ctx.branched = branch is not None
     ctx.save_for_backward(output[0] if ctx.branched else x, *output[2:], scale, weight, bias)
@@ -157,4 +156,4 @@ _differentiate = direct("add_layer_norm_backward", _backward)
 torch.library.register_autograd("vmamba::add_layer_norm", _autograd, setup_context=_setup_context, lib=LIBRARY)
 _CAST = ("x", "branch")
 cast_under_autocast("add_layer_norm", _CAST)
-add_layer_norm_call = shortcut("add_layer_norm", _run, _setup_context, _autograd, _CAST)
+add_layer_norm_call = shortcut("add_layer_norm", _run, _setup_context, _autograd, _CAST, results=2)

@@ -9,7 +9,16 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _triton
 from ._backend import resolve_backend
-from ._library import LIBRARY, cast_under_autocast, direct, fake_gradients, pack_gradients, shortcut, unpack_gradients
+from ._library import (
+    LIBRARY,
+    cast_under_autocast,
+    direct,
+    fake_gradients,
+    fit_gradients,
+    implements,
+    shortcut,
+    unpack_gradients,
+)
 from .depthwise_conv_silu import _flops, check_depthwise_conv, depthwise_conv, depthwise_conv_backward
 
 __all__ = ["depthwise_conv_add"]
@@ -41,7 +50,7 @@ LIBRARY.define(
     "depthwise_conv_add_backward(Tensor dy, Tensor x, Tensor weight, Tensor? bias, str backend) -> Tensor[]")
 
 
-@torch.library.impl(LIBRARY, "depthwise_conv_add", "CompositeExplicitAutograd")
+@implements("depthwise_conv_add")
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str = "auto") -> Tensor:
     if resolve_backend(backend, x) == "triton":
         return _triton.depthwise_conv_add_forward(x, weight, bias)
@@ -49,12 +58,14 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str = "aut
     return x + depthwise_conv(x, weight, bias)
 
 
-@torch.library.impl(LIBRARY, "depthwise_conv_add_backward", "CompositeExplicitAutograd")
-def _backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> list[Tensor]:
+@implements("depthwise_conv_add_backward")
+def _backward(
+        dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, backend: str,
+) -> list[Tensor | None]:
     if resolve_backend(backend, x) == "triton":
-        return pack_gradients(_triton.depthwise_conv_add_backward(dy, x, weight, bias), (x, weight, bias))
+        return fit_gradients(_triton.depthwise_conv_add_backward(dy, x, weight, bias), (x, weight, bias))
     dx, dweight, dbias = depthwise_conv_backward(dy, x, weight, bias)
-    return pack_gradients((dx + dy, dweight, dbias), (x, weight, bias))
+    return fit_gradients((dx + dy, dweight, dbias), (x, weight, bias))
 
 
 @torch.library.register_fake("vmamba::depthwise_conv_add", lib=LIBRARY)

@@ -10,7 +10,16 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _triton
 from ._backend import resolve_backend
-from ._library import LIBRARY, cast_under_autocast, direct, fake_gradients, pack_gradients, shortcut, unpack_gradients
+from ._library import (
+    LIBRARY,
+    cast_under_autocast,
+    direct,
+    fake_gradients,
+    fit_gradients,
+    implements,
+    shortcut,
+    unpack_gradients,
+)
 from ._shapes import check_tensor
 
 __all__ = ["depthwise_conv_silu"]
@@ -65,30 +74,30 @@ def depthwise_conv_backward(
 LIBRARY.define(
     "depthwise_conv_silu(Tensor x, Tensor weight, Tensor? bias, str backend=\"auto\") -> (Tensor y, Tensor conv)")
 LIBRARY.define(
-    "depthwise_conv_silu_backward(Tensor dy, Tensor conv, Tensor x, Tensor weight, Tensor? bias, str backend) "
+    "depthwise_conv_silu_backward(Tensor dy, Tensor? conv, Tensor x, Tensor weight, Tensor? bias, str backend) "
     "-> Tensor[]")
 
 
-@torch.library.impl(LIBRARY, "depthwise_conv_silu", "CompositeExplicitAutograd")
+@implements("depthwise_conv_silu")
 def _forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     if resolve_backend(backend, x) == "triton":
         # the kernel's backward convolves again, which costs less than keeping what it gives
-        return _triton.depthwise_conv_silu_forward(x, weight, bias), x.new_empty(0)
+        return _triton.depthwise_conv_silu_forward(x, weight, bias), None
     check_depthwise_conv(x, weight, bias)
     conv = depthwise_conv(x, weight, bias)
     return F.silu(conv), conv
 
 
-@torch.library.impl(LIBRARY, "depthwise_conv_silu_backward", "CompositeExplicitAutograd")
+@implements("depthwise_conv_silu_backward")
 def _backward(
-        dy: Tensor, conv: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, backend: str,
-) -> list[Tensor]:
+        dy: Tensor, conv: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor | None, backend: str,
+) -> list[Tensor | None]:
     if resolve_backend(backend, x) == "triton":
-        return pack_gradients(_triton.depthwise_conv_silu_backward(dy, x, weight, bias), (x, weight, bias))
+        return fit_gradients(_triton.depthwise_conv_silu_backward(dy, x, weight, bias), (x, weight, bias))
     dconv = torch.ops.aten.silu_backward(dy.contiguous(), conv)
-    return pack_gradients(depthwise_conv_backward(dconv, x, weight, bias), (x, weight, bias))
+    return fit_gradients(depthwise_conv_backward(dconv, x, weight, bias), (x, weight, bias))
 
 
 @torch.library.register_fake("vmamba::depthwise_conv_silu", lib=LIBRARY)
@@ -102,18 +111,18 @@ def _forward_fake(
 
 @torch.library.register_fake("vmamba::depthwise_conv_silu_backward", lib=LIBRARY)
 def _backward_fake(
-        dy: Tensor, conv: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, backend: str,
+        dy: Tensor, conv: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor | None, backend: str,
 ) -> list[Tensor]:
     return fake_gradients((x, weight, bias))
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
     *tensors, ctx.backend = inputs
     ctx.save_for_backward(output[1], *tensors)
     ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple:
+def _autograd(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple:
     if dy is None:
         return None, None, None, None
     conv, *tensors = ctx.saved_tensors
@@ -125,7 +134,7 @@ _differentiate = direct("depthwise_conv_silu_backward", _backward)
 torch.library.register_autograd("vmamba::depthwise_conv_silu", _autograd, setup_context=_setup_context, lib=LIBRARY)
 _CAST = ("x",)
 cast_under_autocast("depthwise_conv_silu", _CAST)
-depthwise_conv_silu_call = shortcut("depthwise_conv_silu", _forward, _setup_context, _autograd, _CAST)
+depthwise_conv_silu_call = shortcut("depthwise_conv_silu", _forward, _setup_context, _autograd, _CAST, results=1)
 
 
 @register_flop_formula(torch.ops.vmamba.depthwise_conv_silu)

@@ -14,12 +14,16 @@ from ._backend import resolve_backend
 from ._library import (
     LIBRARY,
     cast_under_autocast,
+    casts_of,
     direct,
+    fake_casts,
     fake_gradients,
-    pack_gradients,
+    fit_gradients,
+    implements,
     shortcut,
     unpack_gradients,
     weight_gradient,
+    with_casts,
 )
 from ._shapes import check_tensor
 
@@ -35,6 +39,7 @@ def mlp(
     activation again, its gradient and the gradient to the first bias: an MLP keeps a third less, and reads its widest
     tensors once. Elsewhere the activation is kept, since memory is not what a CPU lacks. Weights and biases are taken
     in the dtype of x, which under autocast is autocast's; on a GPU the gradients to float32 ones are not rounded to it.
+    Weights that had to be cast for it are kept so for the backward.
 
     Args:
         x: [..., D].
@@ -62,61 +67,65 @@ def _check(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Te
 
 LIBRARY.define(
     "mlp(Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, str backend=\"auto\") "
-    "-> (Tensor y, Tensor hidden, Tensor activation)")
+    "-> (Tensor y, Tensor hidden, Tensor activation, Tensor cast1, Tensor cast2)")
 LIBRARY.define(
-    "mlp_backward(Tensor dy, Tensor hidden, Tensor activation, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, "
-    "Tensor bias2, str backend) -> Tensor[]")
+    "mlp_backward(Tensor dy, Tensor hidden, Tensor? activation, Tensor? cast1, Tensor? cast2, Tensor x, "
+    "Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, str backend) -> Tensor[]")
 
 
-@torch.library.impl(LIBRARY, "mlp", "CompositeExplicitAutograd")
+@implements("mlp")
 def _forward(
         x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, ...]:
     _check(x, weight1, bias1, weight2, bias2)
     dtype = x.dtype
-    hidden = F.linear(x, weight1.to(dtype), bias1.to(dtype))
+    casts = casts_of((weight1, weight2), dtype)
+    weight1, weight2 = with_casts(casts, (weight1, weight2))
+    hidden = F.linear(x, weight1, bias1.to(dtype))
     activation = F.gelu(hidden)
-    y = F.linear(activation, weight2.to(dtype), bias2.to(dtype))
-    return y, hidden, activation if resolve_backend(backend, x) != "triton" else x.new_empty(0)
+    y = F.linear(activation, weight2, bias2.to(dtype))
+    return y, hidden, activation if resolve_backend(backend, x) != "triton" else None, *casts
 
 
-@torch.library.impl(LIBRARY, "mlp_backward", "CompositeExplicitAutograd")
+@implements("mlp_backward")
 def _backward(
-        dy: Tensor, hidden: Tensor, activation: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor,
-        bias2: Tensor, backend: str,
-) -> list[Tensor]:
+        dy: Tensor, hidden: Tensor, activation: Tensor | None, cast1: Tensor | None, cast2: Tensor | None,
+        x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, backend: str,
+) -> list[Tensor | None]:
     flat, hidden = dy.reshape(-1, dy.shape[-1]), hidden.view(-1, hidden.shape[-1])
-    dactivation = flat @ weight2.to(x.dtype)
+    cast1, cast2 = with_casts((cast1, cast2), (weight1, weight2))
+    dactivation = flat @ cast2
     if resolve_backend(backend, x) == "triton":
         activation, dhidden, dbias1 = _triton.gelu_backward(dactivation, hidden)
     else:
+        assert activation is not None
         dhidden = torch.ops.aten.gelu_backward(dactivation, hidden)
         activation, dbias1 = activation.view(hidden.shape), dhidden.sum(0, dtype=bias1.dtype)
     gradients = (
-        (dhidden @ weight1.to(x.dtype)).view(x.shape), weight_gradient(dhidden, x.reshape(-1, x.shape[-1]), weight1),
+        (dhidden @ cast1).view(x.shape), weight_gradient(dhidden, x.reshape(-1, x.shape[-1]), weight1),
         dbias1, weight_gradient(flat, activation, weight2), flat.sum(0, dtype=bias2.dtype))
-    return pack_gradients(gradients, (x, weight1, bias1, weight2, bias2))
+    return fit_gradients(gradients, (x, weight1, bias1, weight2, bias2))
 
 
 @torch.library.register_fake("vmamba::mlp", lib=LIBRARY)
 def _forward_fake(
         x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     _check(x, weight1, bias1, weight2, bias2)
     hidden = x.new_empty((*x.shape[:-1], weight1.shape[0]))
     kept = x.new_empty(0 if resolve_backend(backend, x) == "triton" else hidden.shape)
-    return x.new_empty((*x.shape[:-1], weight2.shape[0])), hidden, kept
+    return x.new_empty((*x.shape[:-1], weight2.shape[0])), hidden, kept, *fake_casts((weight1, weight2), x.dtype)
 
 
 @torch.library.register_fake("vmamba::mlp_backward", lib=LIBRARY)
 def _backward_fake(
-        dy: Tensor, hidden: Tensor, activation: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor,
-        bias2: Tensor, backend: str,
+        dy: Tensor, hidden: Tensor, activation: Tensor | None, cast1: Tensor | None, cast2: Tensor | None,
+        x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, backend: str,
 ) -> list[Tensor]:
     return fake_gradients((x, weight1, bias1, weight2, bias2))
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
     *tensors, ctx.backend = inputs
     ctx.save_for_backward(*output[1:], *tensors)
     ctx.set_materialize_grads(False)
@@ -125,16 +134,15 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 def _autograd(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple:
     if dy is None:
         return (None,) * 6
-    hidden, activation, *tensors = ctx.saved_tensors
-    grads = _differentiate(dy, hidden, activation, *tensors, ctx.backend)
-    return (*unpack_gradients(grads, tensors), None)
+    saved = ctx.saved_tensors
+    return (*unpack_gradients(_differentiate(dy, *saved, ctx.backend), saved[4:]), None)
 
 
 _differentiate = direct("mlp_backward", _backward)
 torch.library.register_autograd("vmamba::mlp", _autograd, setup_context=_setup_context, lib=LIBRARY)
 _CAST = ("x",)
 cast_under_autocast("mlp", _CAST)
-mlp_call = shortcut("mlp", _forward, _setup_context, _autograd, _CAST)
+mlp_call = shortcut("mlp", _forward, _setup_context, _autograd, _CAST, results=1)
 
 
 @register_flop_formula(torch.ops.vmamba.mlp)
@@ -146,6 +154,7 @@ def _flops(
 
 @register_flop_formula(torch.ops.vmamba.mlp_backward)
 def _flops_backward(
-        dy_shape: tuple[int, ...], _: Any, __: Any, x_shape: tuple[int, ...], weight1_shape: tuple[int, ...], ___: Any,
-        weight2_shape: tuple[int, ...], *____: Any, **_____: Any) -> int:
+        dy_shape: tuple[int, ...], _: Any, __: Any, ___: Any, ____: Any, x_shape: tuple[int, ...],
+        weight1_shape: tuple[int, ...], _____: Any, weight2_shape: tuple[int, ...], *______: Any, **_______: Any,
+) -> int:
     return 2 * _flops(x_shape, weight1_shape, None, weight2_shape)

@@ -139,9 +139,9 @@ def _ss2d_mixer(
 
 def _mlp(
         x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, backend: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     weight1, bias1, weight2, bias2 = (t.to(x.dtype) for t in (weight1, bias1, weight2, bias2))
-    return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2), x.new_empty(0), x.new_empty(0)
+    return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2), *(x.new_empty(0) for _ in range(4))
 
 
 def _ssd_scan(

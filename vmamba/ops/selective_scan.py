@@ -9,7 +9,7 @@ from torch import Tensor
 from . import _torch_selective, _triton
 from ._backend import resolve_backend
 from ._grouped import state_blocks
-from ._library import LIBRARY, fake_gradients, in_layout_of, new_like, pack_gradients, unpack_gradients
+from ._library import LIBRARY, fake_gradients, fit_gradients, implements, in_layout_of, new_like, unpack_gradients
 from ._shapes import check_selective_scan, compute_dtype
 from .reference import selective_scan_reference
 
@@ -74,7 +74,7 @@ LIBRARY.define(
     f"{_TENSORS}, str backend) -> Tensor[]")
 
 
-@torch.library.impl(LIBRARY, "selective_scan", "CompositeExplicitAutograd")
+@implements("selective_scan")
 def _forward(
         u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
         delta_bias: Tensor | None, delta_softplus: bool, initial_state: Tensor | None, backend: str = "auto",
@@ -85,17 +85,17 @@ def _forward(
     return in_layout_of(u, y), last_state, states, in_layout_of(u, ungated) if z is not None else ungated
 
 
-@torch.library.impl(LIBRARY, "selective_scan_backward", "CompositeExplicitAutograd")
+@implements("selective_scan_backward")
 def _backward(
         dy: Tensor, dlast_state: Tensor | None, states: Tensor, ungated: Tensor, u: Tensor, delta: Tensor, A: Tensor,
         B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool,
         initial_state: Tensor | None, backend: str,
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     run = _triton.selective_scan_backward if resolve_backend(backend, u) == "triton" else _torch_selective.backward
     grads = run(
         dy, dlast_state, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, states, ungated)
     arguments = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    return pack_gradients(grads, arguments)
+    return fit_gradients(grads, arguments)
 
 
 @torch.library.register_fake("vmamba::selective_scan", lib=LIBRARY)

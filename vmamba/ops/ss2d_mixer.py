@@ -10,11 +10,15 @@ from torch import Tensor
 from ._library import (
     LIBRARY,
     cast_under_autocast,
+    casts_of,
     direct,
+    fake_casts,
     fake_gradients,
+    implements,
     shortcut,
     unpack_gradients,
     weight_gradient,
+    with_casts,
 )
 from ._shapes import check_tensor
 from .depthwise_conv_silu import _backward as conv_backward
@@ -37,7 +41,8 @@ def ss2d_mixer(
     The mixer of VMamba without gate (Liu et al., arXiv:2401.10166, figure 3): what :func:`depthwise_conv_silu` and
     :func:`ss2d_scan_norm` compute between three matrix products. A GPU does no less than for them; the host, which a
     training step of a small model waits for, starts one operator each way and not six. Weights are taken in the dtype
-    of x, which under autocast is autocast's; the gradients to float32 weights are not rounded to it.
+    of x, which under autocast is autocast's; the gradients to float32 weights are not rounded to it. The casts are kept
+    for the backward.
 
     Args:
         x: [B, H, W, C].
@@ -81,12 +86,12 @@ def _check(x: Tensor, in_weight: Tensor, proj_weight: Tensor, dt_weight: Tensor,
 _TENSORS = (
     "Tensor x, Tensor in_weight, Tensor conv_weight, Tensor? conv_bias, Tensor proj_weight, Tensor dt_weight, "
     "Tensor? dt_bias, Tensor A_log, Tensor? D_skip, Tensor norm_weight, Tensor norm_bias, Tensor out_weight")
-KEPT = ("inner", "conv", "tokens", "proj", "merged", "states", "normed")
+KEPT = ("inner", "conv", "tokens", "proj", "merged", "states", "normed", "in_cast", "proj_cast", "out_cast")
 LIBRARY.define(
     f"ss2d_mixer({_TENSORS}, str order, float eps, str backend, bool save) -> "
     f"(Tensor y, {', '.join(f'Tensor {name}' for name in KEPT)})")
 LIBRARY.define(
-    f"ss2d_mixer_backward(Tensor dy, {', '.join(f'Tensor {name}' for name in KEPT)}, {_TENSORS}, str order, "
+    f"ss2d_mixer_backward(Tensor dy, {', '.join(f'Tensor? {name}' for name in KEPT)}, {_TENSORS}, str order, "
     "float eps, str backend) -> Tensor[]")
 
 
@@ -97,48 +102,53 @@ def _scan_arguments(
     return tokens, proj, *parameters, order, height, width, None, norm_weight, norm_bias, None, eps, backend
 
 
-@torch.library.impl(LIBRARY, "ss2d_mixer", "CompositeExplicitAutograd")
+@implements("ss2d_mixer")
 def _forward(
         x: Tensor, in_weight: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, proj_weight: Tensor,
         dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None, norm_weight: Tensor,
         norm_bias: Tensor, out_weight: Tensor, order: str, eps: float, backend: str, save: bool,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     _check(x, in_weight, proj_weight, dt_weight, out_weight)
     batch, height, width, _ = x.shape
-    inner = F.linear(x, in_weight.to(x.dtype))
+    weights = in_weight, proj_weight, out_weight
+    casts = casts_of(weights, x.dtype)
+    in_weight, proj_weight, out_weight = with_casts(casts, weights)
+    inner = F.linear(x, in_weight)
     mixed, conv = conv_forward(inner, conv_weight, conv_bias, backend)
     tokens = mixed.view(batch, height * width, -1)
-    proj = F.linear(tokens, proj_weight.to(x.dtype)).view(batch, height * width, dt_weight.shape[0], -1)
+    proj = F.linear(tokens, proj_weight).view(batch, height * width, dt_weight.shape[0], -1)
     scan = _scan_arguments(
         tokens, proj, (dt_weight, dt_bias, A_log, D_skip), order, height, width, norm_weight, norm_bias, eps, backend)
     normed, merged, states = scan_forward(*(*scan, save))
-    y = F.linear(normed, out_weight.to(x.dtype)).view(batch, height, width, -1)
+    y = F.linear(normed, out_weight).view(batch, height, width, -1)
     if not save:
-        return y, *(x.new_empty(0) for _ in KEPT)
-    return y, inner, conv, tokens, proj, merged, states, normed
+        return y, *(None for _ in KEPT)
+    return y, inner, conv, tokens, proj, merged, states, normed, *casts
 
 
-@torch.library.impl(LIBRARY, "ss2d_mixer_backward", "CompositeExplicitAutograd")
+@implements("ss2d_mixer_backward")
 def _backward(
-        dy: Tensor, inner: Tensor, conv: Tensor, tokens: Tensor, proj: Tensor, merged: Tensor, states: Tensor,
-        normed: Tensor, x: Tensor, in_weight: Tensor, conv_weight: Tensor, conv_bias: Tensor | None,
-        proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
-        norm_weight: Tensor, norm_bias: Tensor, out_weight: Tensor, order: str, eps: float, backend: str,
-) -> list[Tensor]:
+        dy: Tensor, inner: Tensor, conv: Tensor | None, tokens: Tensor, proj: Tensor, merged: Tensor, states: Tensor,
+        normed: Tensor, in_cast: Tensor | None, proj_cast: Tensor | None, out_cast: Tensor | None, x: Tensor,
+        in_weight: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, proj_weight: Tensor, dt_weight: Tensor,
+        dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None, norm_weight: Tensor, norm_bias: Tensor,
+        out_weight: Tensor, order: str, eps: float, backend: str,
+) -> list[Tensor | None]:
     _, height, width, channels = x.shape
-    dtype, inner_channels = x.dtype, tokens.shape[2]
+    inner_channels = tokens.shape[2]
+    casts = with_casts((in_cast, proj_cast, out_cast), (in_weight, proj_weight, out_weight))
     flat_dy, flat_tokens = dy.reshape(-1, dy.shape[3]), tokens.view(-1, inner_channels)
-    dnormed = (flat_dy @ out_weight.to(dtype)).view(normed.shape)
+    dnormed = (flat_dy @ casts[2]).view(normed.shape)
     scan = _scan_arguments(
         tokens, proj, (dt_weight, dt_bias, A_log, D_skip), order, height, width, norm_weight, norm_bias, eps, backend)
     dtokens, dproj, *dscan, dnorm_weight, dnorm_bias, _ = scan_backward(dnormed, merged, states, *scan)
     flat_dproj = dproj.view(flat_tokens.shape[0], -1)
-    dmixed = torch.addmm(dtokens.view(flat_tokens.shape), flat_dproj, proj_weight.to(dtype))
+    dmixed = torch.addmm(dtokens.view(flat_tokens.shape), flat_dproj, casts[1])
     dinner, *dconv = conv_backward(
         dmixed.view(inner.shape), conv, inner, conv_weight, conv_bias, backend)
     flat_dinner = dinner.view(flat_tokens.shape)
     return [
-        (flat_dinner @ in_weight.to(dtype)).view(x.shape),
+        (flat_dinner @ casts[0]).view(x.shape),
         weight_gradient(flat_dinner, x.reshape(-1, channels), in_weight), *dconv,
         weight_gradient(flat_dproj, flat_tokens, proj_weight), *dscan, dnorm_weight, dnorm_bias,
         weight_gradient(flat_dy, normed.view(flat_tokens.shape), out_weight)]
@@ -162,7 +172,8 @@ def _forward_fake(
     y = x.new_empty((batch, height, width, out_weight.shape[0]))
     if not save:
         return y, *(x.new_empty(0) for _ in KEPT)
-    return y, inner, conv, tokens.new_empty(tokens.shape), proj, merged, states, normed
+    casts = fake_casts((in_weight, proj_weight, out_weight), x.dtype)
+    return y, inner, conv, tokens.new_empty(tokens.shape), proj, merged, states, normed, *casts
 
 
 @torch.library.register_fake("vmamba::ss2d_mixer_backward", lib=LIBRARY)
@@ -170,7 +181,7 @@ def _backward_fake(dy: Tensor, *arguments: Any) -> list[Tensor]:
     return fake_gradients(arguments[len(KEPT):-3])
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor | None, ...]) -> None:
     *tensors, ctx.order, ctx.eps, ctx.backend, save = inputs
     if not save:
         raise RuntimeError("ss2d_mixer was called with save=False, but a gradient is wanted")
@@ -190,4 +201,4 @@ _differentiate = direct("ss2d_mixer_backward", _backward)
 torch.library.register_autograd("vmamba::ss2d_mixer", _autograd, setup_context=_setup_context, lib=LIBRARY)
 _CAST = ("x",)
 cast_under_autocast("ss2d_mixer", _CAST)
-_mixer = shortcut("ss2d_mixer", _forward, _setup_context, _autograd, _CAST)
+_mixer = shortcut("ss2d_mixer", _forward, _setup_context, _autograd, _CAST, results=1)

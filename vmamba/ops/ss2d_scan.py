@@ -11,7 +11,7 @@ from vmamba.scans import ScanOrder, scan_length, scan_order, scan_routes
 from . import _torch_ss2d, _triton
 from ._backend import resolve_backend
 from ._grouped import state_blocks
-from ._library import LIBRARY, fake_gradients, pack_gradients, unpack_gradients
+from ._library import LIBRARY, fake_gradients, fit_gradients, implements, unpack_gradients
 from ._shapes import check_ss2d_scan, compute_dtype, ss2d_output_dtype
 from .reference import ss2d_scan_reference
 
@@ -99,7 +99,7 @@ LIBRARY.define(f"ss2d_scan({_TENSORS}, str backend=\"auto\") -> (Tensor y, Tenso
 LIBRARY.define(f"ss2d_scan_backward(Tensor dy, Tensor states, {_TENSORS}, str backend) -> Tensor[]")
 
 
-@torch.library.impl(LIBRARY, "ss2d_scan", "CompositeExplicitAutograd")
+@implements("ss2d_scan")
 def _forward(
         x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
         order: str, height: int, width: int, index: Tensor | None, merge: bool, backend: str = "auto",
@@ -109,16 +109,16 @@ def _forward(
     return run(x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, merge)
 
 
-@torch.library.impl(LIBRARY, "ss2d_scan_backward", "CompositeExplicitAutograd")
+@implements("ss2d_scan_backward")
 def _backward(
         dy: Tensor, states: Tensor, x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None,
         A_log: Tensor, D_skip: Tensor | None, order: str, height: int, width: int, index: Tensor | None, merge: bool,
         backend: str,
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     run = _triton.ss2d_backward if resolve_backend(backend, x) == "triton" else _torch_ss2d.backward
     grads = run(dy, x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, merge, states)
     arguments = (x, proj, dt_weight, dt_bias, A_log, D_skip)
-    return pack_gradients(grads, arguments)
+    return fit_gradients(grads, arguments)
 
 
 @torch.library.register_fake("vmamba::ss2d_scan", lib=LIBRARY)

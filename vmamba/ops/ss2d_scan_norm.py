@@ -11,7 +11,7 @@ from vmamba.scans import ScanOrder
 
 from . import _torch_ss2d, _triton
 from ._backend import resolve_backend
-from ._library import LIBRARY, direct, fake_gradients, pack_gradients, shortcut, unpack_gradients
+from ._library import LIBRARY, direct, fake_gradients, fit_gradients, implements, shortcut, unpack_gradients
 from ._shapes import check_ss2d_scan, check_tensor, compute_dtype
 from .reference import ss2d_scan_norm_reference
 from .ss2d_scan import order_arguments, saved_states_dtype, saved_states_shape
@@ -90,7 +90,7 @@ def _choose(*arguments: Any) -> Tensor:
         *arguments, *(1e-5, "auto")[len(arguments) - 13:], torch.is_grad_enabled())[0]
 
 
-@torch.library.impl(LIBRARY, "ss2d_scan_norm_saving", "CompositeExplicitAutograd")
+@implements("ss2d_scan_norm_saving")
 def _forward(
         x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None,
         order: str, height: int, width: int, index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor,
@@ -108,12 +108,12 @@ def _forward(
     return y.to(x.dtype), merged, states
 
 
-@torch.library.impl(LIBRARY, "ss2d_scan_norm_backward", "CompositeExplicitAutograd")
+@implements("ss2d_scan_norm_backward")
 def _backward(
         dy: Tensor, merged: Tensor, states: Tensor, x: Tensor, proj: Tensor, dt_weight: Tensor,
         dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None, order: str, height: int, width: int,
         index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor, gate: Tensor | None, eps: float, backend: str,
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     scan = (x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index)
     if resolve_backend(backend, x) == "triton":
         grads = _triton.ss2d_norm_backward(dy, merged, *scan, norm_weight, norm_bias, gate, eps, states)
@@ -121,7 +121,7 @@ def _backward(
         dmerged, *norm_grads = _norm_backward(dy, merged, norm_weight, norm_bias, gate, eps)
         grads = (*_torch_ss2d.backward(dmerged, *scan, True, states), *norm_grads)
     arguments = (x, proj, dt_weight, dt_bias, A_log, D_skip, norm_weight, norm_bias, gate)
-    return pack_gradients(grads, arguments)
+    return fit_gradients(grads, arguments)
 
 
 def _norm_backward(
@@ -189,7 +189,7 @@ def _autograd(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple:
 _differentiate = direct("ss2d_scan_norm_backward", _backward)
 torch.library.register_autograd(
     "vmamba::ss2d_scan_norm_saving", _autograd, setup_context=_setup_context, lib=LIBRARY)
-_saving = shortcut("ss2d_scan_norm_saving", _forward, _setup_context, _autograd)
+_saving = shortcut("ss2d_scan_norm_saving", _forward, _setup_context, _autograd, results=1)
 
 
 def ss2d_scan_norm_call(*arguments: Any) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import _torch_ssd, _triton
 from ._backend import resolve_backend
-from ._library import LIBRARY, fake_gradients, pack_gradients, unpack_gradients
+from ._library import LIBRARY, fake_gradients, fit_gradients, implements, unpack_gradients
 from ._shapes import check_tensor, compute_dtype
 from ._torch_ssd import skipped, step_sizes
 
@@ -159,7 +159,7 @@ LIBRARY.define(
     "-> Tensor[]")
 
 
-@torch.library.impl(LIBRARY, "ssd_scan", "CompositeExplicitAutograd")
+@implements("ssd_scan")
 def _forward(
         x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, dt_bias: Tensor | None,
         dt_softplus: bool, initial_state: Tensor | None, causal: bool = True, backend: str = "auto",
@@ -170,16 +170,16 @@ def _forward(
     return y.contiguous(), last_state
 
 
-@torch.library.impl(LIBRARY, "ssd_scan_backward", "CompositeExplicitAutograd")
+@implements("ssd_scan_backward")
 def _backward(
         dy: Tensor, dlast_state: Tensor | None, last_state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor,
         C: Tensor, D: Tensor | None, dt_bias: Tensor | None, dt_softplus: bool, initial_state: Tensor | None,
         causal: bool, backend: str,
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     run = _triton.ssd_backward if _runs_triton(backend, x, B) else _torch_ssd.backward
     grads = run(
         dy, dlast_state, last_state, x, dt, A, B, C, D, dt_bias, dt_softplus, initial_state, causal)
-    return pack_gradients(grads, (x, dt, A, B, C, D, dt_bias, initial_state))
+    return fit_gradients(grads, (x, dt, A, B, C, D, dt_bias, initial_state))
 
 
 @torch.library.register_fake("vmamba::ssd_scan", lib=LIBRARY)
