@@ -36,3 +36,23 @@ def test_a_kernel_of_one_pixel(how):
     expected = torch.nn.Conv2d.forward(module, x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     torch.testing.assert_close(module(x), expected)
     torch.testing.assert_close(torch.jit.script(module)(x), expected)
+
+
+@pytest.mark.parametrize("how", [{}, {"bias": False}, {"stride": 2}, {"groups": 4}, {"dilation": 2}], ids=str)
+def test_compiled_for_a_gpu_it_is_an_operator(how, monkeypatch):
+    """A compiler that meets torch's convolution may lay out all maps around it anew."""
+    torch.manual_seed(0)
+    module = Conv2dNHWC(8, 12, 3, padding=1, **how)
+    x = torch.randn(2, 5, 4, 8, requires_grad=True)
+    inputs = (x, *module.parameters())
+    expected = module(x)
+    monkeypatch.setattr(conv, "is_compiled_for_gpu", lambda _: torch.compiler.is_dynamo_compiling())
+    graphs = []
+    torch._dynamo.reset()
+    got = torch.compile(module, backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True)(x)
+    assert [str(node.target) for node in graphs[0].graph.nodes if "conv" in str(node.target)] == ["vmamba.conv2d"]
+    torch.testing.assert_close(got, expected)
+    cotangent = torch.randn_like(expected)
+    for a, b in zip(torch.autograd.grad(got, inputs, cotangent), torch.autograd.grad(expected, inputs, cotangent),
+                    strict=True):
+        torch.testing.assert_close(a, b)

@@ -1,10 +1,11 @@
-"""add_layer_norm, depthwise_conv_add, depthwise_conv_silu and mlp: what goes around the scans."""
+"""add_layer_norm, conv2d, depthwise_conv_add, depthwise_conv_silu and mlp: what goes around the scans."""
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tests.support.tolerances import assert_close
 from vmamba.ops import add_layer_norm, depthwise_conv_add, depthwise_conv_silu, mlp
+from vmamba.ops.conv2d import conv2d
 
 BACKENDS = ("torch", "triton")
 
@@ -71,6 +72,20 @@ def test_depthwise_conv(run, reference, biased, backend):
     compare(run(x, weight, bias, backend=backend), reference(x, weight, bias), inputs, inputs)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("how", [
+    ((1, 1), (0, 0), (1, 1), 2), ((2, 1), (1, 2), (1, 1), 1), ((1, 2), (2, 1), (2, 1), 4)], ids=str)
+@pytest.mark.parametrize("learned", ["both", "x", "weight"])
+def test_conv2d(learned, how, device):
+    x, weight = (t.detach().to(device) for t in leaves("torch", (2, 6, 7, 8), (12, 8 // how[3], 3, 2)))
+    inputs = [t.requires_grad_() for t, name in ((x, "x"), (weight, "weight")) if learned in (name, "both")]
+    actual = conv2d(x, weight, *how)
+    assert actual.is_contiguous()
+    stride, padding, dilation, groups = how
+    expected = F.conv2d(x.permute(0, 3, 1, 2), weight, None, stride, padding, dilation, groups).permute(0, 2, 3, 1)
+    compare(actual, expected, inputs, inputs)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_mlp(backend):
     x, weight1, bias1, weight2, bias2 = inputs = leaves(backend, (2, 3, 4, 8), (6, 8), (6,), (5, 6), (5,))
@@ -97,13 +112,25 @@ def test_opcheck(name, backend):
     torch.library.opcheck(op, arguments)
 
 
+@pytest.mark.parametrize("need_x", [False, True])
+def test_opcheck_conv2d(need_x):
+    x, weight = leaves("torch", (2, 3, 4, 8), (6, 4, 3, 3), dtype=torch.float32)
+    how = ([2, 2], [1, 1], [1, 1], 2)
+    torch.library.opcheck(torch.ops.vmamba.conv2d, (x.requires_grad_(need_x), weight, *how))
+    dy = torch.randn(2, 2, 2, 6)
+    torch.library.opcheck(
+        torch.ops.vmamba.conv2d_backward, (dy, x.detach(), weight.detach(), *how, need_x, True),
+        test_utils=("test_schema", "test_faketensor"))
+
+
 def test_autocast_sets_the_dtype():
     x, branch, vector, weight, matrix, short = leaves(
         "torch", (2, 3, 4, 8), (2, 3, 4, 8), (8,), (8, 1, 3, 3), (5, 8), (5,), dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         results = [
             *add_layer_norm(x, branch, vector, vector), depthwise_conv_silu(x, weight),
-            depthwise_conv_add(x, weight), mlp(x, matrix, short, matrix.mT, vector)]
+            depthwise_conv_add(x, weight), mlp(x, matrix, short, matrix.mT, vector),
+            conv2d(x, weight, (1, 1), (1, 1), (1, 1), 8)]
     assert {r.dtype for r in results} == {torch.bfloat16}
     expected = F.layer_norm(x + branch, (8,), vector, vector)
     assert_close(results[1], expected.double(), dtype=torch.bfloat16)
@@ -134,6 +161,8 @@ def test_autocast_reaches_compiled_graphs():
     (lambda t: depthwise_conv_silu(t[0], t), "x has shape"),
     (lambda t: depthwise_conv_silu(t, torch.zeros(8, 1, 5, 5)), "weight has shape"),
     (lambda t: depthwise_conv_add(t, torch.zeros(8, 1, 5, 5)), "weight has shape"),
+    (lambda t: conv2d(t, torch.zeros(8, 3, 3, 3), (1, 1), (1, 1), (1, 1), 1), "x has shape"),
+    (lambda t: conv2d(t, torch.zeros(8, 8), (1, 1), (1, 1), (1, 1), 1), "weight has shape"),
     (lambda t: mlp(t, torch.zeros(5, 7), torch.zeros(5), torch.zeros(3, 5), torch.zeros(3)), "weight1 has shape"),
     (lambda t: mlp(t, torch.zeros(5, 8), torch.zeros(4), torch.zeros(3, 5), torch.zeros(3)), "bias1 has shape"),
     (lambda t: mlp(t, torch.zeros(5, 8), torch.zeros(5), torch.zeros(3, 4), torch.zeros(3)), "weight2 has shape"),

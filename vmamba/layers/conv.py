@@ -1,14 +1,15 @@
 """Convolutions of channels-last maps."""
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmamba.ops import depthwise_conv_add
+from vmamba.ops.conv2d import conv2d
 from vmamba.ops.depthwise_conv_silu import depthwise_conv_silu_call
 
-from .plain import runs_alone_on_gpu
+from .plain import is_compiled_for_gpu, runs_alone_on_gpu
 
 __all__ = ["Conv2dNHWC", "ConvNorm", "DepthwiseConvAdd", "DepthwiseConvSiLU"]
 
@@ -23,6 +24,16 @@ class Conv2dNHWC(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.kernel_size == (1, 1) and self.stride == (1, 1) and self.padding == (0, 0) and self.groups == 1:
             return F.linear(x, self.weight.flatten(1), self.bias)
+        return self.convolve(x)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """The convolution, by whatever means."""
+        if not torch.jit.is_scripting():    # TorchScript passes over what is below a test of this alone
+            whole = is_compiled_for_gpu(x)
+            if whole:   # lest the compiler lay out all maps anew, see vmamba.ops.conv2d
+                padding = cast("tuple[int, int]", self.padding)
+                y = conv2d(x, self.weight, self.stride, padding, self.dilation, self.groups)
+                return y + self.bias.to(y.dtype) if self.bias is not None else y
         return self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
 
 
@@ -47,7 +58,7 @@ class DepthwiseConvSiLU(Conv2dNHWC):
             if torch.jit.is_scripting():
                 return torch.ops.vmamba.depthwise_conv_silu(x, self.weight, self.bias)[0]
             return depthwise_conv_silu_call(x, self.weight, self.bias, "auto")[0]
-        return F.silu(self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1))
+        return F.silu(self.convolve(x))
 
 
 class DepthwiseConvAdd(Conv2dNHWC):
@@ -67,7 +78,7 @@ class DepthwiseConvAdd(Conv2dNHWC):
             fused = runs_alone_on_gpu(x)
             if fused:
                 return depthwise_conv_add(x, self.weight, self.bias)
-        return x + self._conv_forward(x.permute(0, 3, 1, 2), self.weight, self.bias).permute(0, 2, 3, 1)
+        return x + self.convolve(x)
 
 
 class ConvNorm(nn.Module):

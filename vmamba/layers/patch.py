@@ -21,12 +21,11 @@ class PatchStem(nn.Module):
     ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
-        self.conv = nn.Conv2d(in_chans, dim, 4, stride=4, **dd)
+        self.conv = Conv2dNHWC(in_chans, dim, 4, stride=4, **dd)
         self.norm = LayerNorm(dim, eps=norm_eps, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x.contiguous(memory_format=torch.channels_last))
-        return self.norm(x.permute(0, 2, 3, 1))
+        return self.norm(self.conv(x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)))
 
 
 class PatchEmbed(nn.Module):
@@ -47,7 +46,7 @@ class PatchEmbed(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_size, self.stride = patch_size, stride
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=stride, device=device, dtype=dtype)
+        self.proj = Conv2dNHWC(in_chans, dim, patch_size, stride=stride, device=device, dtype=dtype)
 
     @torch.jit.ignore
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
@@ -55,7 +54,7 @@ class PatchEmbed(nn.Module):
         return (height - self.patch_size) // self.stride + 1, (width - self.patch_size) // self.stride + 1
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        return self.proj(x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1))
 
 
 class ConvStem(nn.Module):
@@ -66,15 +65,15 @@ class ConvStem(nn.Module):
     ) -> None:
         dd = {"device": device, "dtype": dtype}
         super().__init__()
-        self.conv1 = nn.Conv2d(in_chans, dim // 2, 3, stride=2, padding=1, **dd)
+        self.conv1 = Conv2dNHWC(in_chans, dim // 2, 3, stride=2, padding=1, **dd)
         self.norm1 = LayerNorm(dim // 2, eps=norm_eps, **dd)
         self.act = nn.GELU()
         self.conv2 = Conv2dNHWC(dim // 2, dim, 3, stride=2, padding=1, **dd)
         self.norm2 = LayerNorm(dim, eps=norm_eps, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(x.contiguous(memory_format=torch.channels_last))
-        x = self.act(self.norm1(x.permute(0, 2, 3, 1)))
+        x = self.conv1(x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1))
+        x = self.act(self.norm1(x))
         return self.norm2(self.conv2(x))
 
 

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from vmamba.ops._library import is_plain as is_plain_cuda
 
-__all__ = ["is_plain", "runs_alone_on_gpu"]
+__all__ = ["is_compiled_for_gpu", "is_plain", "runs_alone_on_gpu"]
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -12,7 +12,12 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return type(module) is kind and not module._forward_hooks and not module._forward_pre_hooks
 
 
+def is_compiled_for_gpu(x: Tensor) -> bool:
+    """Whether a compiler, which calls operators as they are, follows x, and it is on a GPU."""
+    # not is_compiling() without is_exporting(): torch.compile takes the latter for true within its graphs
+    return torch.compiler.is_dynamo_compiling() and x.is_cuda
+
+
 def runs_alone_on_gpu(x: Tensor) -> bool:
     """Whether x is on a GPU and nothing looks inside, but a compiler that calls operators as they are."""
-    # not is_compiling() without is_exporting(): torch.compile takes the latter for true within its graphs
-    return (torch.compiler.is_dynamo_compiling() and x.is_cuda) or is_plain_cuda(x)
+    return is_compiled_for_gpu(x) or is_plain_cuda(x)

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vmamba.ops.conv2d import conv2d
+
+from .plain import is_compiled_for_gpu
 from .ss2d import SS2D
 
 __all__ = ["StateFusion", "StateFusionSS2D"]
@@ -40,17 +43,22 @@ class StateFusion(nn.Module):
         nn.init.ones_(self.alpha)
 
     def forward(self, x: Tensor) -> Tensor:
-        H, W, D = x.shape[1:]
+        H, W = x.shape[1:3]
         # Built of slices rather than by F.pad: its CUDA version returns another memory format than it gets, and its
         # gradient differs from run to run.
         x = torch.cat([x[:, :1].expand(-1, 5, -1, -1), x, x[:, -1:].expand(-1, 5, -1, -1)], dim=1)
         x = torch.cat([x[:, :, :1].expand(-1, -1, 5, -1), x, x[:, :, -1:].expand(-1, -1, 5, -1)], dim=2)
-        x = x.permute(0, 3, 1, 2)
         alpha = self.alpha.to(self.kernel1.dtype)
-        y = F.conv2d(x[:, :, 4:H + 6, 4:W + 6], self.kernel1 * alpha[0], groups=D)
-        y = y + F.conv2d(x[:, :, 2:H + 8, 2:W + 8], self.kernel3 * alpha[1], dilation=3, groups=D)
-        y = y + F.conv2d(x, self.kernel5 * alpha[2], dilation=5, groups=D)
-        return y.permute(0, 2, 3, 1)
+        y = self._convolve(x[:, 4:H + 6, 4:W + 6], self.kernel1 * alpha[0], 1)
+        y = y + self._convolve(x[:, 2:H + 8, 2:W + 8], self.kernel3 * alpha[1], 3)
+        return y + self._convolve(x, self.kernel5 * alpha[2], 5)
+
+    def _convolve(self, x: Tensor, weight: Tensor, dilation: int) -> Tensor:
+        if not torch.jit.is_scripting():    # TorchScript passes over what is below a test of this alone
+            whole = is_compiled_for_gpu(x)
+            if whole:   # as in Conv2dNHWC
+                return conv2d(x, weight, (1, 1), (0, 0), (dilation, dilation), weight.shape[0])
+        return F.conv2d(x.permute(0, 3, 1, 2), weight, dilation=dilation, groups=weight.shape[0]).permute(0, 2, 3, 1)
 
 
 class StateFusionSS2D(SS2D):
