@@ -47,7 +47,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"{', '.join(MODELS)}, or any model of timm ({' '.join(MODELS)})")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="random seeds (0 1 2)")
     add("--epochs", type=_bench.positive, metavar="N", help="epochs (default: the recipe's)")
-    add("--workers", type=int, metavar="N", help="processes that load images (default: the recipe's, which suits a CPU)")
+    add("--workers", type=int, metavar="N",
+        help="processes that load images (default: the recipe's, which suits a CPU)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to run on")
     args = parser.parse_args(argv)
     for name in args.models:    # a wrong one is known before the first is trained

@@ -49,7 +49,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="random seeds (0 1 2)")
     add("--epochs", type=int, metavar="N", help="epochs (default: the recipe's)")
     add("--model", default="vmamba_nano", metavar="NAME", help="a model that takes scan= (vmamba_nano)")
-    add("--workers", type=int, metavar="N", help="processes that load images (default: the recipe's, which suits a CPU)")
+    add("--workers", type=int, metavar="N",
+        help="processes that load images (default: the recipe's, which suits a CPU)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to run on")
     args = parser.parse_args(argv)
     for name in args.scans:
