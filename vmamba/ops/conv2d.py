@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from ._library import LIBRARY, cast_under_autocast, fake_gradients, pack_gradients, unpack_gradients
+from ._library import LIBRARY, cast_under_autocast, fake_gradients, fit_gradients, implements, unpack_gradients
 from ._shapes import check_tensor
 
 __all__ = ["conv2d"]
@@ -56,7 +56,7 @@ LIBRARY.define(
     "bool need_x, bool need_weight) -> Tensor[]")
 
 
-@torch.library.impl(LIBRARY, "conv2d", "CompositeExplicitAutograd")
+@implements("conv2d")
 def _forward(
         x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
 ) -> Tensor:
@@ -66,16 +66,16 @@ def _forward(
     return y.permute(0, 2, 3, 1).contiguous()
 
 
-@torch.library.impl(LIBRARY, "conv2d_backward", "CompositeExplicitAutograd")
+@implements("conv2d_backward")
 def _backward(
         dy: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
         groups: int, need_x: bool, need_weight: bool,
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     wanted = _wanted(x, weight, need_x, need_weight)
     dx, dweight, _ = torch.ops.aten.convolution_backward(
         dy.permute(0, 3, 1, 2), x.permute(0, 3, 1, 2), weight.to(x.dtype), None, stride, padding, dilation, False,
         [0, 0], groups, [need_x, need_weight, False])
-    return pack_gradients((dx.permute(0, 2, 3, 1) if need_x else None, dweight), wanted)
+    return fit_gradients((dx.permute(0, 2, 3, 1) if need_x else None, dweight), wanted)
 
 
 def _wanted(x: Tensor, weight: Tensor, need_x: bool, need_weight: bool) -> tuple[Tensor | None, Tensor | None]:
