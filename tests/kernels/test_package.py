@@ -19,7 +19,7 @@ def test_every_public_name_exists():
 
 
 def test_imports_are_relative():
-    allowed = {"torch", "triton", "typing", "importlib", "collections", "functools", "math"}
+    allowed = {"torch", "triton", "typing", "importlib", "inspect", "collections", "functools", "math"}
     for path in PACKAGE.glob("**/*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             roots = []
