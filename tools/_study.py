@@ -1,5 +1,6 @@
 """What the studies share: one training as a row of a results file, and tables of the rows."""
 
+import argparse
 import contextlib
 import csv
 import statistics
@@ -41,6 +42,22 @@ def trained(flags: Sequence[str], what: str) -> Iterator[RunDirectory]:
         if code:
             raise UserError(f"training {what} failed")
         yield RunDirectory(Path(folder) / "run")
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """The option of a study whose GPU would wait for one process that loads."""
+    parser.add_argument("--workers", type=int, metavar="N",
+                        help="processes that load images (default: the recipe's, which suits a CPU)")
+
+
+def overrides(args: argparse.Namespace) -> list[str]:
+    """Flags of tools/train.py for what a study was told to do otherwise than its recipe: `epochs`, `workers`."""
+    flags = []
+    if args.epochs is not None:
+        flags += ["--epochs", str(args.epochs), "--warmup-epochs", str(min(2, args.epochs - 1))]
+    if args.workers is not None:
+        flags += ["--workers", str(args.workers)]
+    return flags
 
 
 def table(name: str, values: Mapping[str, list[float]]) -> str:

@@ -47,8 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"{', '.join(MODELS)}, or any model of timm ({' '.join(MODELS)})")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="random seeds (0 1 2)")
     add("--epochs", type=_bench.positive, metavar="N", help="epochs (default: the recipe's)")
-    add("--workers", type=int, metavar="N",
-        help="processes that load images (default: the recipe's, which suits a CPU)")
+    _study.add_workers(parser)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to run on")
     args = parser.parse_args(argv)
     for name in args.models:    # a wrong one is known before the first is trained
@@ -63,10 +62,7 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, object]:
     flags = ["--config", str(args.recipe), "--model", model, "--seed", str(seed), "--device", args.device]
     if model_args:
         flags += ["--model-kwargs", *model_args]
-    if args.epochs is not None:
-        flags += ["--epochs", str(args.epochs), "--warmup-epochs", str(min(2, args.epochs - 1))]
-    if args.workers is not None:
-        flags += ["--workers", str(args.workers)]
+    flags += _study.overrides(args)
     begin, begin_cpu = time.perf_counter(), time.process_time()
     with _study.trained(flags, f"{name} with {args.recipe.name}") as directory:
         epochs = _study.read(directory.summary)

@@ -49,8 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="random seeds (0 1 2)")
     add("--epochs", type=int, metavar="N", help="epochs (default: the recipe's)")
     add("--model", default="vmamba_nano", metavar="NAME", help="a model that takes scan= (vmamba_nano)")
-    add("--workers", type=int, metavar="N",
-        help="processes that load images (default: the recipe's, which suits a CPU)")
+    _study.add_workers(parser)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to run on")
     args = parser.parse_args(argv)
     for name in args.scans:
@@ -65,10 +64,7 @@ def run(dataset: str, scan: str, seed: int, args: argparse.Namespace) -> dict[st
     """Train once, and give the row of the results file."""
     flags = ["--dataset", dataset, "--model", args.model, "--model-kwargs", f"scan={scan}", "--seed", str(seed),
              "--device", args.device]
-    if args.epochs is not None:
-        flags += ["--epochs", str(args.epochs), "--warmup-epochs", str(min(2, args.epochs - 1))]
-    if args.workers is not None:
-        flags += ["--workers", str(args.workers)]
+    flags += _study.overrides(args)
     with _study.trained(flags, f"on {dataset} with {scan}") as directory:
         epochs = _study.read(directory.summary)
     last = epochs[-1]
