@@ -6,6 +6,7 @@ import triton.language as tl
 
 from . import _launch
 from ._launch import fast_math, pow2
+from ._sums import Sums, over_rows
 
 _ROWS = 64  # tokens per step
 _PROGRAMS = 528  # four per multiprocessor of the largest device
@@ -91,7 +92,7 @@ def assemble_kernel(
 
 
 def projection_gradients(
-    dz: torch.Tensor, dt_weight: torch.Tensor, proj: torch.Tensor, dbc: torch.Tensor
+    dz: torch.Tensor, dt_weight: torch.Tensor, proj: torch.Tensor, dbc: torch.Tensor, sums: Sums
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients to proj [B, L, K, P] and to dt_weight [K, D, R].
 
@@ -100,6 +101,7 @@ def projection_gradients(
         dt_weight: [K, D, R] float32.
         proj: [B, L, K, P] contiguous.
         dbc: [blocks, K, B, L, P - R] float32 partial gradients to B and C.
+        sums: what give the gradient to dt_weight when they are run.
     """
     K, tokens, D = dz.shape
     R, P = dt_weight.shape[2], proj.shape[3]
@@ -112,7 +114,7 @@ def projection_gradients(
             dz, dt_weight, proj, dbc, dproj, dweight, tokens, dbc.shape[0], slices,
             D=D, DP=pow2(D), K=K, R=R, RP=pow2(R), P=P, ROWS=_ROWS, FAST=fast_math(), num_warps=4,
         )  # fmt: skip
-        return dproj, dweight.sum(0)
+        return dproj, sums.over_rows(dweight.view(slices, -1)).view(K, D, R)
     # wide channels or exact types: library products, which read dz twice
     dfactors = torch.bmm(dz, dt_weight.to(dz.dtype))
     rows = tokens * K
@@ -131,10 +133,10 @@ def projection_gradients(
             BLOCK=1024,
             num_warps=4,
         )
-    return dproj, weight_gradient(dz, proj.view(tokens, K, P)[..., :R].transpose(0, 1))
+    return dproj, weight_gradient(dz, proj.view(tokens, K, P)[..., :R].transpose(0, 1), sums)
 
 
-def weight_gradient(dz: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+def weight_gradient(dz: torch.Tensor, factors: torch.Tensor, sums: Sums | None = None) -> torch.Tensor:
     """[K, D, R] float32 product of dz [K, T, D] and factors [K, T, R] over T, in slices that fill the device."""
     K, T, D = dz.shape
     R = factors.shape[2]
@@ -147,4 +149,4 @@ def weight_gradient(dz: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         parts = torch.bmm(dz.transpose(1, 2), factors, out_dtype=torch.float32)
     else:
         parts = torch.bmm(dz.transpose(1, 2).float(), factors.float())
-    return parts.view(K, slices, D, R).sum(1)
+    return over_rows(parts.view(K, slices, D * R), sums).view(K, D, R)

@@ -96,14 +96,15 @@ def _backward(
     cast1, cast2 = with_casts((cast1, cast2), (weight1, weight2))
     dactivation = flat @ cast2
     if resolve_backend(backend, x) == "triton":
-        activation, dhidden, dbias1 = _triton.gelu_backward(dactivation, hidden)
+        activation, dhidden, dbias1, dbias2 = _triton.gelu_backward(dactivation, hidden, flat)
     else:
         assert activation is not None
         dhidden = torch.ops.aten.gelu_backward(dactivation, hidden)
-        activation, dbias1 = activation.view(hidden.shape), dhidden.sum(0, dtype=bias1.dtype)
+        activation = activation.view(hidden.shape)
+        dbias1, dbias2 = dhidden.sum(0, dtype=bias1.dtype), flat.sum(0, dtype=bias2.dtype)
     gradients = (
         (dhidden @ cast1).view(x.shape), weight_gradient(dhidden, x.reshape(-1, x.shape[-1]), weight1),
-        dbias1, weight_gradient(flat, activation, weight2), flat.sum(0, dtype=bias2.dtype))
+        dbias1, weight_gradient(flat, activation, weight2), dbias2)
     return fit_gradients(gradients, (x, weight1, bias1, weight2, bias2))
 
 

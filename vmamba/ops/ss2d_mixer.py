@@ -1,12 +1,14 @@
 """``ss2d_mixer``: VMamba's mixer from projection to projection, ``torch.ops.vmamba.ss2d_mixer``."""
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import _triton
+from ._backend import resolve_backend
 from ._library import (
     LIBRARY,
     cast_under_autocast,
@@ -14,6 +16,7 @@ from ._library import (
     direct,
     fake_casts,
     fake_gradients,
+    fit_gradients,
     implements,
     shortcut,
     unpack_gradients,
@@ -21,12 +24,12 @@ from ._library import (
     with_casts,
 )
 from ._shapes import check_tensor
-from .depthwise_conv_silu import _backward as conv_backward
 from .depthwise_conv_silu import _forward as conv_forward
 from .depthwise_conv_silu import _forward_fake as conv_fake
-from .ss2d_scan_norm import _backward as scan_backward
+from .depthwise_conv_silu import gradients as conv_gradients
 from .ss2d_scan_norm import _forward as scan_forward
 from .ss2d_scan_norm import _forward_fake as scan_fake
+from .ss2d_scan_norm import gradients as scan_gradients
 
 __all__ = ["ss2d_mixer"]
 
@@ -141,16 +144,21 @@ def _backward(
     dnormed = (flat_dy @ casts[2]).view(normed.shape)
     scan = _scan_arguments(
         tokens, proj, (dt_weight, dt_bias, A_log, D_skip), order, height, width, norm_weight, norm_bias, eps, backend)
-    dtokens, dproj, *dscan, dnorm_weight, dnorm_bias, _ = scan_backward(dnormed, merged, states, *scan)
+    sums = _triton.sums() if resolve_backend(backend, x) == "triton" else None
+    dtokens, dproj, *dscan, _ = scan_gradients(dnormed, merged, states, *(*scan, sums))
+    dtokens, dproj = cast("list[Tensor]", fit_gradients((dtokens, dproj), (tokens, proj)))
     flat_dproj = dproj.view(flat_tokens.shape[0], -1)
     dmixed = torch.addmm(dtokens.view(flat_tokens.shape), flat_dproj, casts[1])
-    dinner, *dconv = conv_backward(
-        dmixed.view(inner.shape), conv, inner, conv_weight, conv_bias, backend)
-    flat_dinner = dinner.view(flat_tokens.shape)
+    dinner, *dconv = conv_gradients(dmixed.view(inner.shape), conv, inner, conv_weight, conv_bias, backend, sums)
+    if sums is not None:
+        sums.run()
+    parameters = conv_weight, conv_bias, dt_weight, dt_bias, A_log, D_skip, norm_weight, norm_bias
+    dinner, dconv_weight, dconv_bias, *dscan = fit_gradients((dinner, *dconv, *dscan), (inner, *parameters))
+    flat_dinner = cast(Tensor, dinner).view(flat_tokens.shape)
     return [
         (flat_dinner @ casts[0]).view(x.shape),
-        weight_gradient(flat_dinner, x.reshape(-1, channels), in_weight), *dconv,
-        weight_gradient(flat_dproj, flat_tokens, proj_weight), *dscan, dnorm_weight, dnorm_bias,
+        weight_gradient(flat_dinner, x.reshape(-1, channels), in_weight), dconv_weight, dconv_bias,
+        weight_gradient(flat_dproj, flat_tokens, proj_weight), *dscan,
         weight_gradient(flat_dy, normed.view(flat_tokens.shape), out_weight)]
 
 
