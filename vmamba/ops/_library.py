@@ -67,8 +67,14 @@ def unpack_gradients(grads: Sequence[Tensor | None], arguments: Sequence[Tensor 
 
 
 def casts_of(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor | None]:
-    """Weights in ``dtype``, for a forward to keep: None for one that has it, since no output may be an argument."""
-    return [None if w.dtype is dtype else w.to(dtype) for w in weights]
+    """Weights in ``dtype``, for a forward to keep: None for one that has it, since no output may be an argument.
+
+    Those of one dtype cost a GPU's host one launch.
+    """
+    casts = [None if w.dtype is dtype else torch.empty_like(w, dtype=dtype) for w in weights]
+    if made := [c for c in casts if c is not None]:
+        torch._foreach_copy_(made, [w for w in weights if w.dtype is not dtype])
+    return casts
 
 
 def fake_casts(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -79,12 +79,13 @@ def _forward(
 ) -> tuple[Tensor | None, ...]:
     _check(x, weight1, bias1, weight2, bias2)
     dtype = x.dtype
-    casts = casts_of((weight1, weight2), dtype)
-    weight1, weight2 = with_casts(casts, (weight1, weight2))
-    hidden = F.linear(x, weight1, bias1.to(dtype))
+    weights = weight1, weight2, bias1, bias2
+    casts = casts_of(weights, dtype)
+    weight1, weight2, bias1, bias2 = with_casts(casts, weights)
+    hidden = F.linear(x, weight1, bias1)
     activation = F.gelu(hidden)
-    y = F.linear(activation, weight2, bias2.to(dtype))
-    return y, hidden, activation if resolve_backend(backend, x) != "triton" else None, *casts
+    y = F.linear(activation, weight2, bias2)
+    return y, hidden, activation if resolve_backend(backend, x) != "triton" else None, *casts[:2]
 
 
 @implements("mlp_backward")
