@@ -69,8 +69,10 @@ def dproj_kernel(
 @triton.jit(do_not_specialize=["rows", "blocks"])
 def assemble_kernel(
     dbc_ptr,  # [blocks, K, rows / K, P - R] fp32, rows = tokens * K
-    factors_ptr,  # [K, rows / K, R]
+    dfactors_ptr,  # [K, rows / K, R]
+    proj_ptr,  # [rows, P]
     dproj_ptr,  # [rows, P]
+    factors_ptr,  # [K, rows / K, R]: those of proj
     rows,
     blocks,
     K: tl.constexpr,
@@ -78,13 +80,19 @@ def assemble_kernel(
     P: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The gradient to proj from that to the factors, by direction, and the partial sums of dB and dC."""
+    """The gradient to proj from that to the factors, by direction, and the partial sums of dB and dC.
+
+    On the way it brings the factors themselves into the order of the directions.
+    """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     ok = at < rows.to(tl.int64) * P
     row = at // P
     c = at % P
     by_k = (row % K) * (rows // K) + row // K
-    acc = tl.load(factors_ptr + by_k * R + c, mask=ok & (c < R), other=0.0).to(tl.float32)
+    is_factor = ok & (c < R)
+    factors = tl.load(proj_ptr + at, mask=is_factor, other=0.0)
+    tl.store(factors_ptr + by_k * R + c, factors.to(factors_ptr.dtype.element_ty), mask=is_factor)
+    acc = tl.load(dfactors_ptr + by_k * R + c, mask=is_factor, other=0.0).to(tl.float32)
     bc_at = dbc_ptr + by_k * (P - R) + c - R
     for block in range(0, blocks):
         acc += tl.load(bc_at + tl.cast(block, tl.int64) * rows * (P - R), mask=ok & (c >= R), other=0.0)
@@ -117,6 +125,7 @@ def projection_gradients(
         return dproj, sums.over_rows(dweight.view(slices, -1)).view(K, D, R)
     # wide channels or exact types: library products, which read dz twice
     dfactors = torch.bmm(dz, dt_weight.to(dz.dtype))
+    factors = _launch.empty((K, tokens, R), dtype=dz.dtype, device=dz.device)
     rows = tokens * K
     if rows:
         _launch.launch(
@@ -124,7 +133,9 @@ def projection_gradients(
             (_launch.cdiv(rows * P, 1024),),
             dbc,
             dfactors,
+            proj,
             dproj,
+            factors,
             rows,
             dbc.shape[0],
             K=K,
@@ -133,7 +144,7 @@ def projection_gradients(
             BLOCK=1024,
             num_warps=4,
         )
-    return dproj, weight_gradient(dz, proj.view(tokens, K, P)[..., :R].transpose(0, 1), sums)
+    return dproj, weight_gradient(dz, factors, sums)
 
 
 def weight_gradient(dz: torch.Tensor, factors: torch.Tensor, sums: Sums | None = None) -> torch.Tensor:
