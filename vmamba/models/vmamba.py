@@ -7,8 +7,8 @@ Names follow the authors': ``s`` is the ratio of inner to outer channels of the 
 third stage; ``v0`` is the first release (gated, 16 states, no MLP). Maps are channels-last throughout and any image
 size works.
 """
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from timm.layers import DropPath
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vmamba._timm import generate_default_cfgs, register_model
 from vmamba.layers import SS2D, ConvDownsample, ConvStem, LayerNorm, Mlp, PatchMerging, PatchStem
+from vmamba.layers.plain import is_plain, runs_alone_on_gpu
 
 from ._cfg import classifier_cfg
 from ._checkpoint import fit_official, load_released, open_envelope
@@ -49,6 +50,41 @@ class VMambaBlock(nn.Module):
             return x + self.drop_path2(branch)
         x, y = self.norm2.add(x, branch, self.drop_path1)
         return x + self.drop_path2(self.mlp(y))
+
+
+class VMambaBlocks(nn.Sequential):
+    """Blocks in a row. On a GPU the last addition of one and the first norm of the next are one pass over the map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, H, W, C] -> [B, H, W, C]``."""
+        if not torch.jit.is_scripting():    # TorchScript passes over what is below a test of this alone
+            joined = runs_alone_on_gpu(x) and self._can_join()
+            if joined:
+                return self._join(x)
+        for block in self:
+            x = block(x)
+        return x
+
+    @torch.jit.ignore
+    def _can_join(self) -> bool:
+        """Whether nothing that is passed over has to be called."""
+        return all(
+            is_plain(block, VMambaBlock) and block.norm2 is not None and is_plain(block.norm1, LayerNorm)
+            and (is_plain(block.drop_path2, nn.Identity) or is_plain(block.drop_path2, DropPath))
+            for block in cast("Iterable[VMambaBlock]", self))
+
+    @torch.jit.ignore
+    def _join(self, x: Tensor) -> Tensor:
+        branch, drop_path = None, 0.0
+        for block in cast("Iterable[VMambaBlock]", self):
+            if branch is None:
+                y = block.norm1(x)
+            else:
+                x, y = block.norm1.add(x, branch, drop_path)
+            x, y = cast(LayerNorm, block.norm2).add(x, block.mixer(y), block.drop_path1)
+            branch = block.mlp(y)
+            drop_path = block.drop_path2.drop_prob if isinstance(block.drop_path2, DropPath) else 0.0
+        return x + block.drop_path2(branch) if branch is not None else x
 
 
 class VMamba(HierarchicalBackbone):
@@ -99,7 +135,7 @@ class VMamba(HierarchicalBackbone):
         stages = [
             Stage(
                 downsample(dims[i - 1], dims[i], NORM_EPS, **dd) if i > 0 else nn.Identity(),
-                [VMambaBlock(dims[i], mlp_ratio, rate, ssm, **dd) for rate in rates])
+                [VMambaBlock(dims[i], mlp_ratio, rate, ssm, **dd) for rate in rates], VMambaBlocks)
             for i, rates in enumerate(drop_path_rates(drop_path_rate, depths))]
         stem = (PatchStem if patch_stem else ConvStem)(in_chans, dims[0], NORM_EPS, **dd)
         super().__init__(
