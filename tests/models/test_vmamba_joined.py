@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from vmamba.layers import LayerNorm
+from vmamba.layers import LayerNorm, ss2d
 from vmamba.models import vmamba as module
 from vmamba.models.vmamba import VMambaBlock, VMambaBlocks
 
@@ -21,6 +21,16 @@ def joins(monkeypatch):
         return add(self, x, branch, drop_path)
 
     monkeypatch.setattr(LayerNorm, "add", watched)
+    return seen
+
+
+@pytest.fixture
+def nodes(joins, monkeypatch):
+    """The blocks that run as one node of autograd, after their mixers believe it as well."""
+    monkeypatch.setattr(ss2d, "runs_alone_on_gpu", lambda _: True)
+    seen = []
+    one_node = VMambaBlock.one_node
+    monkeypatch.setattr(VMambaBlock, "one_node", lambda self, *a: (seen.append(self), one_node(self, *a))[1])
     return seen
 
 
@@ -87,3 +97,52 @@ def test_blocks_without_mlp_run_one_by_one(joins):
 def test_no_blocks_change_nothing(joins):
     x = torch.randn(1, 2, 2, DIM)
     assert VMambaBlocks()(x) is x
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.4])
+@pytest.mark.parametrize("dtype", [torch.double, torch.float])
+def test_a_block_as_one_node_gives_what_its_operators_give(drop_path, dtype, nodes, joins, monkeypatch):
+    blocks, x = make(drop_path).to(dtype), torch.randn(4, 4, 3, DIM, dtype=dtype)
+    torch.manual_seed(1)
+    got = results(blocks, x)
+    assert nodes == list(blocks)
+    assert not joins
+    nodes.clear()
+    monkeypatch.setattr(VMambaBlock, "is_one_node", lambda *_: False)
+    torch.manual_seed(1)
+    expected = results(blocks, x)
+    assert not nodes
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_frozen_weights_and_inputs_get_no_gradients(nodes):
+    blocks = make()
+    blocks[0].requires_grad_(False)
+    blocks[1].mixer.requires_grad_(False)
+    blocks(torch.randn(1, 4, 3, DIM, dtype=torch.double)).sum().backward()
+    assert nodes == list(blocks)
+    assert all((p.grad is not None) is p.requires_grad for p in blocks.parameters())
+
+
+def test_without_gradients_there_is_no_node(nodes):
+    with torch.no_grad():
+        make()(torch.randn(1, 4, 3, DIM, dtype=torch.double))
+    assert not nodes
+
+
+def test_second_derivatives_of_a_node_are_refused(nodes):
+    x = torch.randn(1, 4, 3, DIM, dtype=torch.double, requires_grad=True)
+    (dx,) = torch.autograd.grad(make()(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize("of", [
+    lambda b: b.mixer, lambda b: b.mixer.out_proj, lambda b: b.mlp, lambda b: b.mlp.fc1, lambda b: b.norm2,
+], ids=["mixer", "out_proj", "mlp", "fc1", "norm2"])
+def test_a_block_with_a_hook_inside_is_none(of, nodes):
+    blocks = make()
+    of(blocks[1]).register_forward_hook(lambda *_: None)
+    blocks(torch.randn(1, 4, 3, DIM, dtype=torch.double))
+    assert nodes == [blocks[0], blocks[2]]
