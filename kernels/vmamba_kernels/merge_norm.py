@@ -291,6 +291,7 @@ def add_norm_backward(
     bias: torch.Tensor,
     *,
     eps: float = 1e-5,
+    sums: Sums | None = None,
 ) -> AddNormGradients:
     """Gradients of ``add_norm_forward``; deterministic.
 
@@ -302,9 +303,10 @@ def add_norm_backward(
         weight: as given to the forward.
         bias: as given to the forward.
         eps: as given to the forward.
+        sums: run by the caller, who then has the gradients to weight and bias; None: they are found at once.
     """
     dtotal, total = dtotal.contiguous() if dtotal is not None else None, total.contiguous()
-    dx, dbranch, _, dweight, dbias = _backward(dout, dtotal, total, scale, weight, bias, None, eps, total.dtype, None)
+    dx, dbranch, _, dweight, dbias = _backward(dout, dtotal, total, scale, weight, bias, None, eps, total.dtype, sums)
     return AddNormGradients(dx, dx if dbranch is None else dbranch, dweight, dbias)
 
 

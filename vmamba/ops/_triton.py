@@ -140,11 +140,14 @@ def add_norm_forward(
 
 def add_norm_backward(
         dy: Tensor, dtotal: Tensor | None, total: Tensor, scale: Tensor | None, weight: Tensor, bias: Tensor,
-        eps: float,
+        eps: float, sums: Any = None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of (x, branch, weight, bias); that to an unscaled branch is left out, being that to x."""
+    """Gradients of (x, branch, weight, bias); that to an unscaled branch is left out, being that to x.
+
+    Those to parameters are there when ``sums`` have run.
+    """
     import vmamba_kernels
-    got = vmamba_kernels.add_norm_backward(dy, dtotal, total, _float(scale), weight, bias, eps=eps)
+    got = vmamba_kernels.add_norm_backward(dy, dtotal, total, _float(scale), weight, bias, eps=eps, sums=sums)
     return got.x, got.branch if scale is not None else None, got.weight, got.bias
 
 
@@ -200,14 +203,10 @@ def depthwise_conv_add_backward(
     return tuple(vmamba_kernels.depthwise_conv_add_backward(dy, x, weight, bias))
 
 
-def gelu_backward(dy: Tensor, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The activation again, the gradient of x, its sum over rows and that of another matrix, both float32."""
+def gelu_backward(dy: Tensor, x: Tensor, sums: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The activation again, the gradient of x, and, when ``sums`` have run, its sum over rows, float32."""
     import vmamba_kernels
-    later = vmamba_kernels.Sums()
-    activation, dx, total = vmamba_kernels.gelu_backward(dy, x, later)
-    other_total = later.over_all_rows(other)
-    later.run()
-    return activation, dx, total, other_total
+    return vmamba_kernels.gelu_backward(dy, x, sums)
 
 
 def ss2d_states_shape(x: Tensor, A_log: Tensor, steps: int) -> tuple[int, ...]:
