@@ -225,9 +225,9 @@ def uniform8(ptr, FAST: tl.constexpr):
 
 @triton.jit
 def load_uniform(ptr, FAST: tl.constexpr):
-    """What ``uniform8`` gives, for ``unpack_uniform``: bf16 values are two to a register until then.
+    """The values of ``uniform8`` for ``unpack_uniform``; until then bf16 values are two to a register.
 
-    Unlike there, the load stays where it is written among loads and stores.
+    Unlike the loads there, these stay before the stores that they are written before.
     """
     if FAST:
         at = tl.zeros([32], tl.int64) + ptr.to(tl.int64)
@@ -254,6 +254,7 @@ def unpack_uniform(loaded):
 
 @triton.jit
 def _load4_here(at):
+    """``_load4``, but ordered with stores."""
     return tl.inline_asm_elementwise(
         "ld.global.v4.f32 {$0,$1,$2,$3}, [$4];",
         "=f,=f,=f,=f,l",
@@ -294,8 +295,11 @@ def touch_at(at, FAST: tl.constexpr):
 
 @triton.jit
 def load_fp32(at, ok, FAST: tl.constexpr):
-    """fp32 values at these pointers [32], 0 where not ok. As ``tl.load``, but not among what Triton looks through to lay
-    out wider loads, which for a hundred of them takes most of the time to compile."""
+    """fp32 values at these pointers [32], 0 where not ok.
+
+    ``tl.load`` does the same, but with a hundred of them Triton's search for wider loads takes most of the time to
+    compile.
+    """
     if FAST:
         return tl.inline_asm_elementwise(
             "{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b32 $0, 0; @p ld.global.b32 $0, [$1]; }",
@@ -372,8 +376,8 @@ def pair_sums(select, first_r, second_r):
     2 to 4.
     """
     zero = tl.zeros([32], tl.float32)
-    early = (zero, zero, zero, zero)
-    late = early  # two chains of products, half as long
+    early = (zero, zero, zero, zero)  # two chains of products, each half as long as one
+    late = early
     for pair in tl.static_range(2):
         early = _pair_sum(select, first_r, second_r, pair, early)
         late = _pair_sum(select, first_r, second_r, pair + 2, late)

@@ -203,8 +203,10 @@ def scan_bwd_kernel(
                 h = new_h
                 store_states(scratch_base + ((i + 1) * N + n) * C, C, h, d_ok, FAST)
 
-        # here x and dy are not read a tile ahead: the loads of the states need those registers more
+        # here x and dy are read ahead only once the states are done, whose loads need those registers more
         at, ok_t = tile_rows(first + count - 1, walk, visits, step, mirror, L, height, reciprocal, ORDER)
+        x, delta = load_rows(at, ok_t, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, R)
+        dy = tl.load(dy_ptr + dy_off + at[:, None] * dy_sl, mask=ok_t[:, None] & d_ok[None, :], other=0.0)
         for j in range(0, count):
             i = count - 1 - j
             tile = first + i
@@ -219,11 +221,7 @@ def scan_bwd_kernel(
             if NB < N:
                 carries = load_states(carry_base, C, NB, entered, FAST)
             first_bc = load_uniform(bc, FAST) + load_uniform(bc + 8, FAST)
-            x, delta = load_rows(
-                at, ok_t, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, R
-            )  # fmt: skip
             ok = ok_t[:, None] & d_ok[None, :]
-            dy = tl.load(dy_ptr + dy_off + at[:, None] * dy_sl, mask=ok, other=0.0)
             at_next, ok_next = tile_rows(
                 tl.maximum(tile - 1, 0), walk, visits, step, mirror, L, height, reciprocal, ORDER
             )  # fmt: skip
@@ -243,14 +241,14 @@ def scan_bwd_kernel(
                 ga_sum = ga_sum + (zero,)
             for n in range(0, N, NB):
                 if NB < N:
-                    # loads return in the order in which they are issued: what comes from far away is last
+                    # loads return in the order in which they are issued, so what comes from far away goes last
                     d_as = load_states(da_base + n * C, C, NB, later, FAST)
                     ahead = tl.minimum(n + NB, N - NB)
                     bc_next = load_uniform(bc + ahead * 16, FAST) + load_uniform(bc + ahead * 16 + 8, FAST)
                     a_next = load_states(a_base + ahead * C, C, NB, d_ok, FAST)
                     carries_next = load_states(carry_base + ahead * C, C, NB, entered, FAST)
                     h_next = tile_states(i == 0, saved + ahead * C, scratch + ahead * C, C, NB, d_ok, FAST)
-                if visits > 0:  # always: keeps the compiler from moving the loads above down to where they are used
+                if visits > 0:  # always so, but it keeps ptxas from moving the loads down to where they are used
                     new_carries = ()
                     new_d_as = ()
                     for m in tl.static_range(NB):
@@ -279,7 +277,7 @@ def scan_bwd_kernel(
                         ga_sum = reverse(new_ga)
                         store_sums(dbc + (n + m) * 16, gv_r, dyh_r, select, TENSOR_SUMS)
                         new_carries = new_carries + (carry,)
-                        new_d_as = new_d_as + (d_as[m] + d_a,)  # last: it may still be on its way
+                        new_d_as = new_d_as + (d_as[m] + d_a,)  # added last: it may still be on its way
                     carries = new_carries
                     d_as = new_d_as
                     if NB < N:
@@ -291,6 +289,11 @@ def scan_bwd_kernel(
                     a = a_next
                     carries = carries_next
 
+            x, delta = load_rows(
+                at_next, ok_next, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, R
+            )  # fmt: skip
+            ok_dy = ok_next[:, None] & d_ok[None, :]
+            dy = tl.load(dy_ptr + dy_off + at_next[:, None] * dy_sl, mask=ok_dy, other=0.0)
             dxs = ()
             dzs = ()
             for t in tl.static_range(8):
