@@ -23,6 +23,7 @@ _HOME = {
     "MergeNormGradients": "merge_norm",
     "merge_norm_backward": "merge_norm",
     "merge_norm_forward": "merge_norm",
+    "Sums": "_sums",
     "SSDGradients": "ssd",
     "ssd_backward": "ssd",
     "ssd_forward": "ssd",

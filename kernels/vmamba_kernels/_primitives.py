@@ -224,6 +224,48 @@ def uniform8(ptr, FAST: tl.constexpr):
 
 
 @triton.jit
+def load_uniform(ptr, FAST: tl.constexpr):
+    """The values of ``uniform8`` for ``unpack_uniform``; until then bf16 values are two to a register.
+
+    Unlike the loads there, these stay before the stores that they are written before.
+    """
+    if FAST:
+        at = tl.zeros([32], tl.int64) + ptr.to(tl.int64)
+        if ptr.dtype.element_ty == tl.bfloat16:
+            return _load4_here(at)
+        else:
+            return _load4_here(at) + _load4_here(at + 16)
+    else:
+        return uniform8(ptr, FAST)
+
+
+@triton.jit
+def unpack_uniform(loaded):
+    """The 8 vectors of ``uniform8`` from what ``load_uniform`` gave."""
+    if len(loaded) == 4:
+        out = ()
+        for i in tl.static_range(4):
+            pair = loaded[i].to(tl.int32, bitcast=True)
+            out = out + ((pair << 16).to(tl.float32, bitcast=True), (pair & -65536).to(tl.float32, bitcast=True))
+        return out
+    else:
+        return loaded
+
+
+@triton.jit
+def _load4_here(at):
+    """``_load4``, but ordered with stores."""
+    return tl.inline_asm_elementwise(
+        "ld.global.v4.f32 {$0,$1,$2,$3}, [$4];",
+        "=f,=f,=f,=f,l",
+        [at],
+        dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
 def touch(ptr, SIZE: tl.constexpr, STRIDE: tl.constexpr, FAST: tl.constexpr):
     """Fetch the lines of 128 bytes at ptr, ptr + STRIDE, ... below ptr + SIZE; see ``touch_at``."""
     if FAST:
@@ -249,6 +291,42 @@ def touch_at(at, FAST: tl.constexpr):
             is_pure=False,
             pack=1,
         )
+
+
+@triton.jit
+def load_fp32(at, ok, FAST: tl.constexpr):
+    """fp32 values at these pointers [32], 0 where not ok.
+
+    ``tl.load`` does the same, but with a hundred of them Triton's search for wider loads takes most of the time to
+    compile.
+    """
+    if FAST:
+        return tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b32 $0, 0; @p ld.global.b32 $0, [$1]; }",
+            "=f,l,r",
+            [at.to(tl.int64), ok.to(tl.int32)],
+            dtype=tl.float32,
+            is_pure=False,
+            pack=1,
+        )
+    else:
+        return tl.load(at, mask=ok, other=0.0)
+
+
+@triton.jit
+def store_fp32(at, x, ok, FAST: tl.constexpr):
+    """The opposite of ``load_fp32``."""
+    if FAST:
+        tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.b32 p, $3, 0; @p st.global.b32 [$1], $2; mov.b32 $0, 0; }",
+            "=r,l,f,r",
+            [at.to(tl.int64), x, ok.to(tl.int32)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+    else:
+        tl.store(at, x, mask=ok)
 
 
 @triton.jit
@@ -298,17 +376,12 @@ def pair_sums(select, first_r, second_r):
     2 to 4.
     """
     zero = tl.zeros([32], tl.float32)
-    sums = (zero, zero, zero, zero)
-    for pair in tl.static_range(4):
-        sums = _mma(
-            first_r[7 - 2 * pair].to(tl.int32, bitcast=True),
-            second_r[7 - 2 * pair].to(tl.int32, bitcast=True),
-            first_r[6 - 2 * pair].to(tl.int32, bitcast=True),
-            second_r[6 - 2 * pair].to(tl.int32, bitcast=True),
-            select[2 * pair],
-            select[2 * pair + 1],
-            sums,
-        )
+    early = (zero, zero, zero, zero)  # two chains of products, each half as long as one
+    late = early
+    for pair in tl.static_range(2):
+        early = _pair_sum(select, first_r, second_r, pair, early)
+        late = _pair_sum(select, first_r, second_r, pair + 2, late)
+    sums = (early[0] + late[0], early[1] + late[1], early[2] + late[2], early[3] + late[3])
     # a lane has tokens 2 (l % 4) and 2 (l % 4) + 1 of both: each step sends away half of them
     lane = tl.arange(0, 32)
     second = lane // 4 % 2 == 1
@@ -317,6 +390,19 @@ def pair_sums(select, first_r, second_r):
     later = lane // 8 % 2 == 1
     mine = tl.where(later, odd, even) + _from_lane(tl.where(later, even, odd), "8")
     return mine + _from_lane(mine, "16")
+
+
+@triton.jit
+def _pair_sum(select, first_r, second_r, pair: tl.constexpr, sums):
+    return _mma(
+        first_r[7 - 2 * pair].to(tl.int32, bitcast=True),
+        second_r[7 - 2 * pair].to(tl.int32, bitcast=True),
+        first_r[6 - 2 * pair].to(tl.int32, bitcast=True),
+        second_r[6 - 2 * pair].to(tl.int32, bitcast=True),
+        select[2 * pair],
+        select[2 * pair + 1],
+        sums,
+    )
 
 
 @triton.jit

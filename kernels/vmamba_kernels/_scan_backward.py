@@ -7,6 +7,7 @@ from ._primitives import (
     LN2,
     TABLE,
     ex2,
+    load_uniform,
     pack8,
     pair_place,
     pair_sums,
@@ -16,6 +17,7 @@ from ._primitives import (
     touch,
     touch_at,
     uniform8,
+    unpack_uniform,
 )
 from ._scan_forward import (
     SEQUENCE,
@@ -38,9 +40,21 @@ from ._walk import direction
 
 
 @triton.jit
-def tile_states(first, saved_at, scratch_at, C: tl.constexpr, NB: tl.constexpr, ok):
+def tile_states(first, saved_at, scratch_at, C: tl.constexpr, NB: tl.constexpr, ok, FAST: tl.constexpr):
     """NB states before a tile: the saved ones before the group's first, else the recomputed ones."""
-    return load_states(tl.where(first, saved_at, scratch_at), C, NB, ok)
+    return load_states(tl.where(first, saved_at, scratch_at), C, NB, ok, FAST)
+
+
+@triton.jit
+def halves(loaded):
+    """B and C of one state from both of their ``load_uniform``."""
+    COUNT: tl.constexpr = len(loaded) // 2
+    b = ()
+    c = ()
+    for i in tl.static_range(COUNT):
+        b = b + (loaded[i],)
+        c = c + (loaded[COUNT + i],)
+    return unpack_uniform(b), unpack_uniform(c)
 
 
 @triton.jit
@@ -147,7 +161,7 @@ def scan_bwd_kernel(
     sum_bias = zero
     sum_skip = zero
     if NB == N:
-        carries = load_states(carry_base, C, NB, d_ok & (enters != 0))
+        carries = load_states(carry_base, C, NB, d_ok & (enters != 0), FAST)
         d_as = ()
         for _ in tl.static_range(NB):
             d_as = d_as + (zero,)
@@ -161,8 +175,8 @@ def scan_bwd_kernel(
 
         # states before the group's later tiles; the first pass has registers for many of them
         for n in range(0, N, FIRST):
-            a = load_states(a_base + n * C, C, FIRST, d_ok)
-            h = load_states(saved + n * C, C, FIRST, d_ok)
+            a = load_states(a_base + n * C, C, FIRST, d_ok, FAST)
+            h = load_states(saved + n * C, C, FIRST, d_ok, FAST)
             at, ok_t, x, delta = read_tile(
                 first, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits, step,
                 mirror, L, height, reciprocal, R, ORDER,
@@ -187,10 +201,12 @@ def scan_bwd_kernel(
                         h_n = tl.fma(ex2(a[m] * delta2[t], FAST), h_n, b_n[t] * v[t])
                     new_h = new_h + (h_n,)
                 h = new_h
-                store_states(scratch_base + ((i + 1) * N + n) * C, C, h, d_ok)
+                store_states(scratch_base + ((i + 1) * N + n) * C, C, h, d_ok, FAST)
 
-        # here x and dy are not read a tile ahead: the loads of the states need those registers more
+        # here x and dy are read ahead only once the states are done, whose loads need those registers more
         at, ok_t = tile_rows(first + count - 1, walk, visits, step, mirror, L, height, reciprocal, ORDER)
+        x, delta = load_rows(at, ok_t, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, R)
+        dy = tl.load(dy_ptr + dy_off + at[:, None] * dy_sl, mask=ok_t[:, None] & d_ok[None, :], other=0.0)
         for j in range(0, count):
             i = count - 1 - j
             tile = first + i
@@ -198,18 +214,14 @@ def scan_bwd_kernel(
             dbc = dbc_base + tl.cast(tile, tl.int64) * N * 16
             scratch = scratch_base + i * N * C
             touch(bc - N * 16, N * 16, 32, FAST)  # the next tile's
-            touch(scratch - N * C - d % 32, N * C, C, FAST)
             later = d_ok & (tile < end - 1)
             entered = later | (d_ok & (enters != 0))
-            h = tile_states(i == 0, saved, scratch, C, NB, d_ok)
-            a = load_states(a_base, C, NB, d_ok)
+            h = tile_states(i == 0, saved, scratch, C, NB, d_ok, FAST)
+            a = load_states(a_base, C, NB, d_ok, FAST)
             if NB < N:
-                carries = load_states(carry_base, C, NB, entered)
-            x, delta = load_rows(
-                at, ok_t, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, R
-            )  # fmt: skip
+                carries = load_states(carry_base, C, NB, entered, FAST)
+            first_bc = load_uniform(bc, FAST) + load_uniform(bc + 8, FAST)
             ok = ok_t[:, None] & d_ok[None, :]
-            dy = tl.load(dy_ptr + dy_off + at[:, None] * dy_sl, mask=ok, other=0.0)
             at_next, ok_next = tile_rows(
                 tl.maximum(tile - 1, 0), walk, visits, step, mirror, L, height, reciprocal, ORDER
             )  # fmt: skip
@@ -229,47 +241,59 @@ def scan_bwd_kernel(
                 ga_sum = ga_sum + (zero,)
             for n in range(0, N, NB):
                 if NB < N:
-                    ahead = tl.minimum(n + NB, N - NB) * C
-                    h_next = tile_states(i == 0, saved + ahead, scratch + ahead, C, NB, d_ok)
-                    a_next = load_states(a_base + ahead, C, NB, d_ok)
-                    carries_next = load_states(carry_base + ahead, C, NB, entered)
-                    d_as = load_states(da_base + n * C, C, NB, later)
-                new_carries = ()
-                new_d_as = ()
-                for m in tl.static_range(NB):
-                    b_n = uniform8(bc + (n + m) * 16, FAST)
-                    c_n = uniform8(bc + (n + m) * 16 + 8, FAST)
-                    decay, states = recompute(h[m], a[m], b_n, delta2, v, FAST)
-                    carry = carries[m]
-                    d_a = d_as[m]
-                    new_gb = ()
-                    new_ga = ()
-                    gv_r = ()
-                    dyh_r = ()
-                    for t in tl.static_range(7, -1, -1):
-                        g_h = c_n[t] * dys[t] + carry
-                        carry = decay[t] * g_h
-                        g_kept = carry * states[t]
-                        d_a += g_kept * delta2[t]
-                        new_gb = new_gb + (gb_sum[t] + g_h * b_n[t],)
-                        new_ga = new_ga + (ga_sum[t] + a[m] * g_kept,)
-                        gv_r = gv_r + (tf32(g_h * v[t], ROUND),)
-                        dyh_r = dyh_r + (tf32(dys[t] * states[t + 1], ROUND),)
-                    gb_sum = reverse(new_gb)
-                    ga_sum = reverse(new_ga)
-                    store_sums(dbc + (n + m) * 16, gv_r, dyh_r, select, TENSOR_SUMS)
-                    new_carries = new_carries + (carry,)
-                    new_d_as = new_d_as + (d_a,)
+                    # loads return in the order in which they are issued, so what comes from far away goes last
+                    d_as = load_states(da_base + n * C, C, NB, later, FAST)
+                    ahead = tl.minimum(n + NB, N - NB)
+                    bc_next = load_uniform(bc + ahead * 16, FAST) + load_uniform(bc + ahead * 16 + 8, FAST)
+                    a_next = load_states(a_base + ahead * C, C, NB, d_ok, FAST)
+                    carries_next = load_states(carry_base + ahead * C, C, NB, entered, FAST)
+                    h_next = tile_states(i == 0, saved + ahead * C, scratch + ahead * C, C, NB, d_ok, FAST)
+                if visits > 0:  # always so, but it keeps ptxas from moving the loads down to where they are used
+                    new_carries = ()
+                    new_d_as = ()
+                    for m in tl.static_range(NB):
+                        if m == 0:
+                            b_n, c_n = halves(first_bc)
+                        else:
+                            b_n = uniform8(bc + (n + m) * 16, FAST)
+                            c_n = uniform8(bc + (n + m) * 16 + 8, FAST)
+                        decay, states = recompute(h[m], a[m], b_n, delta2, v, FAST)
+                        carry = carries[m]
+                        d_a = zero
+                        new_gb = ()
+                        new_ga = ()
+                        gv_r = ()
+                        dyh_r = ()
+                        for t in tl.static_range(7, -1, -1):
+                            g_h = c_n[t] * dys[t] + carry
+                            carry = decay[t] * g_h
+                            g_kept = carry * states[t]
+                            d_a += g_kept * delta2[t]
+                            new_gb = new_gb + (gb_sum[t] + g_h * b_n[t],)
+                            new_ga = new_ga + (ga_sum[t] + a[m] * g_kept,)
+                            gv_r = gv_r + (tf32(g_h * v[t], ROUND),)
+                            dyh_r = dyh_r + (tf32(dys[t] * states[t + 1], ROUND),)
+                        gb_sum = reverse(new_gb)
+                        ga_sum = reverse(new_ga)
+                        store_sums(dbc + (n + m) * 16, gv_r, dyh_r, select, TENSOR_SUMS)
+                        new_carries = new_carries + (carry,)
+                        new_d_as = new_d_as + (d_as[m] + d_a,)  # added last: it may still be on its way
+                    carries = new_carries
+                    d_as = new_d_as
+                    if NB < N:
+                        store_states(carry_base + n * C, C, carries, d_ok, FAST)
+                        store_states(da_base + n * C, C, d_as, d_ok, FAST)
                 if NB < N:
-                    store_states(carry_base + n * C, C, new_carries, d_ok)
-                    store_states(da_base + n * C, C, new_d_as, d_ok)
+                    first_bc = bc_next
                     h = h_next
                     a = a_next
                     carries = carries_next
-                else:
-                    carries = new_carries
-                    d_as = new_d_as
 
+            x, delta = load_rows(
+                at_next, ok_next, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, R
+            )  # fmt: skip
+            ok_dy = ok_next[:, None] & d_ok[None, :]
+            dy = tl.load(dy_ptr + dy_off + at_next[:, None] * dy_sl, mask=ok_dy, other=0.0)
             dxs = ()
             dzs = ()
             for t in tl.static_range(8):
@@ -288,8 +312,8 @@ def scan_bwd_kernel(
             ok_t = ok_next
 
     if NB == N:
-        store_states(carry_base, C, carries, d_ok)
-        store_states(da_base, C, d_as, d_ok)
+        store_states(carry_base, C, carries, d_ok, FAST)
+        store_states(da_base, C, d_as, d_ok, FAST)
     out = dvec_ptr + ((b * segments + segment) * 2 * G + g) * C + d
     tl.store(out, sum_bias, mask=d_ok)
     tl.store(out + G * C, sum_skip, mask=d_ok)

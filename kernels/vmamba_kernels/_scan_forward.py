@@ -10,7 +10,20 @@ import triton
 import triton.language as tl
 
 from ._delta import load_weight, product
-from ._primitives import LN2, LOG2E, TABLE, ex2, pack8, softplus2, touch, touch_at, uniform8, unpack8
+from ._primitives import (
+    LN2,
+    LOG2E,
+    TABLE,
+    ex2,
+    load_fp32,
+    pack8,
+    softplus2,
+    store_fp32,
+    touch,
+    touch_at,
+    uniform8,
+    unpack8,
+)
 from ._walk import direction, tile_positions
 
 SEQUENCE = ["L", "visits", "height", "width", "reciprocal", "tiles", "segments", "span", "G"]
@@ -111,19 +124,19 @@ def store_tile(ptr, at, columns, ok):
 
 
 @triton.jit
-def load_states(ptr, C: tl.constexpr, NB: tl.constexpr, ok):
+def load_states(ptr, C: tl.constexpr, NB: tl.constexpr, ok, FAST: tl.constexpr):
     """NB rows of states, C apart: NB vectors [32], zeros where not ok. All are on their way before one is needed."""
     out = ()
     for i in tl.static_range(NB):
-        out = out + (tl.load(ptr + i * C, mask=ok, other=0.0),)
+        out = out + (load_fp32(ptr + i * C, ok, FAST),)
     return out
 
 
 @triton.jit
-def store_states(ptr, C: tl.constexpr, rows, ok):
+def store_states(ptr, C: tl.constexpr, rows, ok, FAST: tl.constexpr):
     """The opposite of ``load_states``."""
     for i in tl.static_range(len(rows)):
-        tl.store(ptr + i * C, rows[i], mask=ok)
+        store_fp32(ptr + i * C, rows[i], ok, FAST)
 
 
 @triton.jit
@@ -228,8 +241,8 @@ def scan_fwd_kernel(
         L, height, reciprocal, R, ORDER,
     )  # fmt: skip
     if NB == N:
-        a = load_states(a_base, C, NB, d_ok)
-        h = load_states(running_base, C, NB, d_ok & (enters != 0))
+        a = load_states(a_base, C, NB, d_ok, FAST)
+        h = load_states(running_base, C, NB, d_ok & (enters != 0), FAST)
     for tile in range(begin, end):
         bc = bc_base + tl.cast(tile, tl.int64) * N * 16
         touch(bc + N * 16, N * 16, 32, FAST)  # the next tile's
@@ -238,8 +251,8 @@ def scan_fwd_kernel(
             state_at = states_ptr + ((b * G + g) * groups + tile // every) * N * C + d
         if NB < N:
             stays = d_ok & ((tile > begin) | (enters != 0))
-            a = load_states(a_base, C, NB, d_ok)
-            h = load_states(running_base, C, NB, stays)
+            a = load_states(a_base, C, NB, d_ok, FAST)
+            h = load_states(running_base, C, NB, stays, FAST)
         xs = vectors(x)
         z2 = scan_delta(delta, weights, bias, R, FAST)
         at_next, ok_next, x, delta = read_tile(
@@ -254,10 +267,10 @@ def scan_fwd_kernel(
         for n in range(0, N, NB):
             if NB < N:
                 ahead = tl.minimum(n + NB, N - NB)
-                a_next = load_states(a_base + ahead * C, C, NB, d_ok)
-                h_next = load_states(running_base + ahead * C, C, NB, stays)
+                a_next = load_states(a_base + ahead * C, C, NB, d_ok, FAST)
+                h_next = load_states(running_base + ahead * C, C, NB, stays, FAST)
             if SAVE:
-                store_states(state_at + n * C, C, h, save)
+                store_states(state_at + n * C, C, h, save, FAST)
             new_h = ()
             for i in tl.static_range(NB):
                 b_n = uniform8(bc + (n + i) * 16, FAST)
@@ -271,7 +284,7 @@ def scan_fwd_kernel(
                 new_h = new_h + (h_n,)
             h = new_h
             if NB < N:
-                store_states(running_base + n * C, C, new_h, d_ok)
+                store_states(running_base + n * C, C, new_h, d_ok, FAST)
                 a = a_next
                 h = h_next
         ok = ok_t[:, None] & d_ok[None, :]
@@ -288,4 +301,4 @@ def scan_fwd_kernel(
         at = at_next
         ok_t = ok_next
     if NB == N:
-        store_states(running_base, C, h, d_ok)
+        store_states(running_base, C, h, d_ok, FAST)

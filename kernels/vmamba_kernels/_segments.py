@@ -100,8 +100,8 @@ def segment_kernel(
         v = inputs(delta2, values)
         bc = bc_base + tl.cast(tile, tl.int64) * N * 16
         for n in range(0, N, NB):
-            a = load_states(a_base + n * C, C, NB, d_ok)
-            h = load_states(end_base + n * C, C, NB, d_ok & (i > 0))
+            a = load_states(a_base + n * C, C, NB, d_ok, FAST)
+            h = load_states(end_base + n * C, C, NB, d_ok & (i > 0), FAST)
             new_h = ()
             for m in tl.static_range(NB):
                 h_n = h[m]
@@ -114,7 +114,7 @@ def segment_kernel(
                     for t in tl.static_range(8):
                         h_n = tl.fma(ex2(a[m] * delta2[t], FAST), h_n, b_n[t] * v[t])
                 new_h = new_h + (h_n,)
-            store_states(end_base + n * C, C, new_h, d_ok)
+            store_states(end_base + n * C, C, new_h, d_ok, FAST)
     tl.store(total_ptr + row * C + d, total, mask=d_ok)
 
 

@@ -6,6 +6,7 @@ import triton.language as tl
 
 from . import _launch
 from ._launch import fast_math, pow2
+from ._sums import Sums, over_rows
 
 _ROWS = 64  # tokens per step
 _PROGRAMS = 528  # four per multiprocessor of the largest device
@@ -68,8 +69,10 @@ def dproj_kernel(
 @triton.jit(do_not_specialize=["rows", "blocks"])
 def assemble_kernel(
     dbc_ptr,  # [blocks, K, rows / K, P - R] fp32, rows = tokens * K
-    factors_ptr,  # [K, rows / K, R]
+    dfactors_ptr,  # [K, rows / K, R]
+    proj_ptr,  # [rows, P]
     dproj_ptr,  # [rows, P]
+    factors_ptr,  # [K, rows / K, R]: those of proj
     rows,
     blocks,
     K: tl.constexpr,
@@ -77,13 +80,19 @@ def assemble_kernel(
     P: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The gradient to proj from that to the factors, by direction, and the partial sums of dB and dC."""
+    """The gradient to proj from that to the factors, by direction, and the partial sums of dB and dC.
+
+    On the way it brings the factors themselves into the order of the directions.
+    """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     ok = at < rows.to(tl.int64) * P
     row = at // P
     c = at % P
     by_k = (row % K) * (rows // K) + row // K
-    acc = tl.load(factors_ptr + by_k * R + c, mask=ok & (c < R), other=0.0).to(tl.float32)
+    is_factor = ok & (c < R)
+    factors = tl.load(proj_ptr + at, mask=is_factor, other=0.0)
+    tl.store(factors_ptr + by_k * R + c, factors.to(factors_ptr.dtype.element_ty), mask=is_factor)
+    acc = tl.load(dfactors_ptr + by_k * R + c, mask=is_factor, other=0.0).to(tl.float32)
     bc_at = dbc_ptr + by_k * (P - R) + c - R
     for block in range(0, blocks):
         acc += tl.load(bc_at + tl.cast(block, tl.int64) * rows * (P - R), mask=ok & (c >= R), other=0.0)
@@ -91,7 +100,7 @@ def assemble_kernel(
 
 
 def projection_gradients(
-    dz: torch.Tensor, dt_weight: torch.Tensor, proj: torch.Tensor, dbc: torch.Tensor
+    dz: torch.Tensor, dt_weight: torch.Tensor, proj: torch.Tensor, dbc: torch.Tensor, sums: Sums
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients to proj [B, L, K, P] and to dt_weight [K, D, R].
 
@@ -100,6 +109,7 @@ def projection_gradients(
         dt_weight: [K, D, R] float32.
         proj: [B, L, K, P] contiguous.
         dbc: [blocks, K, B, L, P - R] float32 partial gradients to B and C.
+        sums: what give the gradient to dt_weight when they are run.
     """
     K, tokens, D = dz.shape
     R, P = dt_weight.shape[2], proj.shape[3]
@@ -112,9 +122,10 @@ def projection_gradients(
             dz, dt_weight, proj, dbc, dproj, dweight, tokens, dbc.shape[0], slices,
             D=D, DP=pow2(D), K=K, R=R, RP=pow2(R), P=P, ROWS=_ROWS, FAST=fast_math(), num_warps=4,
         )  # fmt: skip
-        return dproj, dweight.sum(0)
+        return dproj, sums.over_rows(dweight.view(slices, -1)).view(K, D, R)
     # wide channels or exact types: library products, which read dz twice
     dfactors = torch.bmm(dz, dt_weight.to(dz.dtype))
+    factors = _launch.empty((K, tokens, R), dtype=dz.dtype, device=dz.device)
     rows = tokens * K
     if rows:
         _launch.launch(
@@ -122,7 +133,9 @@ def projection_gradients(
             (_launch.cdiv(rows * P, 1024),),
             dbc,
             dfactors,
+            proj,
             dproj,
+            factors,
             rows,
             dbc.shape[0],
             K=K,
@@ -131,10 +144,10 @@ def projection_gradients(
             BLOCK=1024,
             num_warps=4,
         )
-    return dproj, weight_gradient(dz, proj.view(tokens, K, P)[..., :R].transpose(0, 1))
+    return dproj, weight_gradient(dz, factors, sums)
 
 
-def weight_gradient(dz: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+def weight_gradient(dz: torch.Tensor, factors: torch.Tensor, sums: Sums | None = None) -> torch.Tensor:
     """[K, D, R] float32 product of dz [K, T, D] and factors [K, T, R] over T, in slices that fill the device."""
     K, T, D = dz.shape
     R = factors.shape[2]
@@ -147,4 +160,4 @@ def weight_gradient(dz: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         parts = torch.bmm(dz.transpose(1, 2), factors, out_dtype=torch.float32)
     else:
         parts = torch.bmm(dz.transpose(1, 2).float(), factors.float())
-    return parts.view(K, slices, D, R).sum(1)
+    return over_rows(parts.view(K, slices, D * R), sums).view(K, D, R)

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from . import _launch
 from ._launch import check_device, check_shape, rows_contiguous
+from ._sums import Sums, over_rows
 
 _COLUMNS = 8  # of the map per program
 _PROGRAMS = 2048  # enough to fill a large GPU
@@ -208,7 +209,7 @@ def depthwise_conv_add_forward(x: torch.Tensor, weight: torch.Tensor, bias: torc
 
 
 def depthwise_conv_silu_backward(
-    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sums: Sums | None = None
 ) -> DepthwiseConvGradients:
     """Gradients of ``depthwise_conv_silu_forward``; deterministic.
 
@@ -217,22 +218,24 @@ def depthwise_conv_silu_backward(
         x: as given to the forward.
         weight: as given to the forward.
         bias: as given to the forward.
+        sums: run by the caller, who then has the gradients to the parameters; None: they are found at once.
 
     Returns:
         Gradients in x's dtype and, for the parameters, float32.
     """
-    return _backward(dy, x, weight, bias, silu=True)
+    return _backward(dy, x, weight, bias, sums, silu=True)
 
 
 def depthwise_conv_add_backward(
     dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> DepthwiseConvGradients:
     """Gradients of ``depthwise_conv_add_forward``, otherwise as ``depthwise_conv_silu_backward``."""
-    return _backward(dy, x, weight, bias, silu=False)
+    return _backward(dy, x, weight, bias, None, silu=False)
 
 
 def _backward(
-    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, silu: bool
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sums: Sums | None, *,
+    silu: bool,
 ) -> DepthwiseConvGradients:
     _check(x, weight, bias)
     check_shape("dy", dy, tuple(x.shape), "(B, H, W, C)")
@@ -249,7 +252,7 @@ def _backward(
         conv_bwd_kernel, layout.grid,
         dy, x, weight, bias, dz, parts, *layout.sizes, HAS_BIAS=bias is not None, SILU=silu, **layout.how,
     )  # fmt: skip
-    dweight, dbias = parts.sum(0).split_with_sizes((9 * x.shape[3], x.shape[3]))
+    dweight, dbias = over_rows(parts, sums).split_with_sizes((9 * x.shape[3], x.shape[3]))
     return DepthwiseConvGradients(
         x=_conv(dz, weight, None, flip=True, shortcut=not silu),
         weight=dweight.view(weight.shape),

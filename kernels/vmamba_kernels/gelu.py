@@ -5,10 +5,8 @@ import triton
 import triton.language as tl
 
 from . import _launch
-from ._launch import cdiv, check_device, check_shape
-
-_ROWS, _COLUMNS = 64, 64
-_PROGRAMS = 132 * 16  # enough to fill a large GPU several times over
+from ._launch import check_device, check_shape
+from ._sums import COLUMNS, ROWS, Split, Sums, over_rows
 
 
 @triton.jit(do_not_specialize=["rows", "per_program"])
@@ -45,12 +43,15 @@ def gelu_bwd_kernel(
     tl.store(dbias_ptr + part.to(tl.int64) * C + c, tl.sum(total, 0), mask=c < C)
 
 
-def gelu_backward(dy: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def gelu_backward(
+    dy: torch.Tensor, x: torch.Tensor, sums: Sums | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """GELU (Hendrycks and Gimpel 2016, the exact form) of x, the gradient to x, and the sum of that over rows.
 
     Args:
         dy: [rows, C], gradient to the activation; float16, bfloat16 or float32.
         x: [rows, C].
+        sums: run by the caller, who then has the sum; None: it is found at once.
 
     Returns:
         Activation and gradient, [rows, C] in the dtype of x, and the sum [C] in float32, the gradient to a bias that
@@ -68,12 +69,10 @@ def gelu_backward(dy: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torc
     y, dx = _launch.empty_like(x), _launch.empty_like(x)
     if not x.numel():
         return y, dx, x.new_zeros(channels, dtype=torch.float32)
-    blocks = cdiv(channels, _COLUMNS)
-    per_program = max(1, cdiv(rows, _ROWS) * blocks // _PROGRAMS)
-    parts = cdiv(cdiv(rows, _ROWS), per_program)
-    dbias = _launch.empty((parts, channels), dtype=torch.float32, device=x.device)
+    split = Split.of(rows, channels)
+    parts = _launch.empty((split.parts, channels), dtype=torch.float32, device=x.device)
     _launch.launch(
-        gelu_bwd_kernel, (parts * blocks,), dy, x, y, dx, dbias, rows, per_program, C=channels, ROWS=_ROWS,
-        COLUMNS=_COLUMNS, num_warps=4,
+        gelu_bwd_kernel, (split.parts * split.blocks,), dy, x, y, dx, parts, rows, split.per_program, C=channels,
+        ROWS=ROWS, COLUMNS=COLUMNS, num_warps=4,
     )  # fmt: skip
-    return y, dx, dbias.sum(0)
+    return y, dx, over_rows(parts, sums)

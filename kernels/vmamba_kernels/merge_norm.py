@@ -14,6 +14,7 @@ import triton.language as tl
 
 from . import _launch
 from ._launch import accumulator_dtype, check_device, check_shape, rows_contiguous
+from ._sums import Sums, over_rows
 
 
 class MergeNormGradients(NamedTuple):
@@ -221,6 +222,7 @@ def merge_norm_backward(
     *,
     eps: float = 1e-5,
     gate: torch.Tensor | None = None,
+    sums: Sums | None = None,
 ) -> MergeNormGradients:
     """Gradients of ``merge_norm_forward``; deterministic.
 
@@ -231,12 +233,13 @@ def merge_norm_backward(
         bias: as given to the forward.
         eps: as given to the forward.
         gate: as given to the forward.
+        sums: run by the caller, who then has the gradients to weight and bias; None: they are found at once.
 
     Returns:
         Gradients to the merged sum [B, L, D] (the same for every direction), weight, bias (fp32) and gate.
     """
     dtype = accumulator_dtype(merged.dtype)
-    dmerged, _, dgate, dweight, dbias = _backward(dout, None, merged, None, weight, bias, gate, eps, dtype)
+    dmerged, _, dgate, dweight, dbias = _backward(dout, None, merged, None, weight, bias, gate, eps, dtype, sums)
     return MergeNormGradients(
         merged=dmerged,
         weight=dweight if weight is not None else None,
@@ -288,6 +291,7 @@ def add_norm_backward(
     bias: torch.Tensor,
     *,
     eps: float = 1e-5,
+    sums: Sums | None = None,
 ) -> AddNormGradients:
     """Gradients of ``add_norm_forward``; deterministic.
 
@@ -299,9 +303,10 @@ def add_norm_backward(
         weight: as given to the forward.
         bias: as given to the forward.
         eps: as given to the forward.
+        sums: run by the caller, who then has the gradients to weight and bias; None: they are found at once.
     """
     dtotal, total = dtotal.contiguous() if dtotal is not None else None, total.contiguous()
-    dx, dbranch, _, dweight, dbias = _backward(dout, dtotal, total, scale, weight, bias, None, eps, total.dtype)
+    dx, dbranch, _, dweight, dbias = _backward(dout, dtotal, total, scale, weight, bias, None, eps, total.dtype, sums)
     return AddNormGradients(dx, dx if dbranch is None else dbranch, dweight, dbias)
 
 
@@ -331,7 +336,7 @@ def _forward(parts, K, branch, scale, out, merged, weight, bias, gate, eps) -> N
 
 
 def _backward(
-    dout, dsum, merged, scale, weight, bias, gate, eps, dtype
+    dout, dsum, merged, scale, weight, bias, gate, eps, dtype, sums
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """Gradients to the sum [B, ..., D], the scaled branch, the gate, weight and bias."""
     B, D = merged.shape[0], merged.shape[-1]
@@ -359,7 +364,7 @@ def _backward(
             HAS_SCALE=scale is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
             HAS_GATE=gate is not None, num_warps=4,
         )  # fmt: skip
-    dweight, dbias = dparams.sum(1).unbind()  # iterating costs the host more
+    dweight, dbias = over_rows(dparams, sums).unbind()  # iterating costs the host more
     return dmerged, dbranch, dgate, dweight, dbias
 
 

@@ -19,6 +19,7 @@ from ._scan_launch import Scan, scan_backward, scan_forward, segment_entries
 from ._ss2d_backward import ss2d_bwd_kernel_n1
 from ._ss2d_forward import ss2d_fwd_kernel_n1
 from ._ss2d_products import projection_gradients, weight_gradient
+from ._sums import Sums
 from .state_shapes import TILE, selective_scan_states_shape, ss2d_states_shape
 
 _ORDERS = {"uni": 0, "bidi": 1, "cross": 2}
@@ -234,6 +235,7 @@ def ss2d_backward(
     height: int = 1,
     width: int = 1,
     index_covers: bool = False,
+    sums: Sums | None = None,
 ) -> SS2DGradients:
     """Gradients of ``ss2d_forward``. Deterministic: no atomics, fixed summation order.
 
@@ -251,6 +253,7 @@ def ss2d_backward(
         height: as above.
         width: as above.
         index_covers: as above.
+        sums: run by the caller, who then has the gradients to the parameters; None: they are found at once.
 
     Returns:
         Gradients in the shapes and dtypes of the inputs (parameters: float32).
@@ -293,8 +296,11 @@ def ss2d_backward(
             ORDER=p.order, HAS_C=p.has_c, HAS_BIAS=dt_bias is not None, HAS_SKIP=D_skip is not None,
             PRECISE=p.precise, FAST=fast_math(), num_warps=1, maxnreg=registers,
         )  # fmt: skip
-    dproj, dweight = projection_gradients(dz, dt_weight, proj, dbc)
-    dbias, dA, dskip = dvec.sum(0).unbind()
+    wanted = Sums() if sums is None else sums
+    dproj, dweight = projection_gradients(dz, dt_weight, proj, dbc, wanted)
+    dbias, dA, dskip = wanted.over_rows(dvec.view(groups, 3 * p.K * p.D)).view(3, p.K, p.D).unbind()
+    if sums is None:
+        wanted.run()
     return SS2DGradients(
         x=merge_directions(dx, x.dtype),
         proj=dproj,

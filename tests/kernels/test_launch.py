@@ -4,6 +4,7 @@ import pytest
 import torch
 import triton
 from vmamba_kernels import _launch
+from vmamba_kernels._launch import empty  # as it is where no fixture fills it
 
 
 @triton.jit
@@ -83,3 +84,11 @@ def test_which_of_two_pointers_is_aligned_makes_a_kind(launch):
     assert launch(_tensor(offset=4), _tensor())[0]
     assert launch(_tensor(offset=4), _tensor(offset=4))[0]
     assert not launch(_tensor(), _tensor(offset=4))[0]
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 5), (0, 4), (4, 0, 2), torch.Size((7, 1))], ids=str)
+def test_new_tensors_are_contiguous(shape, device):
+    got = empty(shape, dtype=torch.bfloat16, device=torch.device(device))
+    expected = torch.empty(shape, dtype=torch.bfloat16, device=device)
+    assert (got.shape, got.stride(), got.dtype, got.device) == (
+        expected.shape, expected.stride(), expected.dtype, expected.device)

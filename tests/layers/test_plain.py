@@ -33,3 +33,6 @@ def test_modules_that_something_was_added_to_are_called():
     assert not is_plain(nn.Bilinear(2, 2, 2), nn.Linear)
     layer.register_forward_hook(lambda *_: None)
     assert not is_plain(layer, nn.Linear)
+    layer = nn.Linear(2, 2)
+    layer.register_full_backward_hook(lambda *_: None)
+    assert not is_plain(layer, nn.Linear)

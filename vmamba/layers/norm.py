@@ -7,7 +7,14 @@ from torch import Tensor, nn
 
 from vmamba.ops.add_layer_norm import add_layer_norm_call
 
-__all__ = ["LayerNorm", "RMSNorm"]
+__all__ = ["LayerNorm", "RMSNorm", "drop_path_scale"]
+
+
+def drop_path_scale(x: Tensor, drop_path: float) -> Tensor | None:
+    """[B] factors of the branches of x [B, ...]: 0 with probability ``drop_path``, else what makes up for it."""
+    if drop_path > 0:
+        return F.dropout(torch.ones(x.shape[0], device=x.device), drop_path)
+    return None
 
 
 class LayerNorm(nn.LayerNorm):
@@ -32,9 +39,7 @@ class LayerNorm(nn.LayerNorm):
             branch: The same shape.
             drop_path: Probability of an image's branch to be dropped in training; the others are scaled up.
         """
-        scale: Tensor | None = None
-        if self.training and drop_path > 0:
-            scale = F.dropout(torch.ones(x.shape[0], device=x.device), drop_path)
+        scale = drop_path_scale(x, drop_path if self.training else 0.0)
         if torch.jit.is_scripting():
             total, y, _, _ = torch.ops.vmamba.add_layer_norm(x, branch, scale, self.weight, self.bias, self.eps)
             return total, y

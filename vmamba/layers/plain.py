@@ -9,7 +9,9 @@ __all__ = ["is_compiled_for_gpu", "is_plain", "runs_alone_on_gpu"]
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether it is of this very class and without hooks: adapters, parametrisations and hooks have to be called."""
-    return type(module) is kind and not module._forward_hooks and not module._forward_pre_hooks
+    return (
+        type(module) is kind and not module._forward_hooks and not module._forward_pre_hooks
+        and not module._backward_hooks and not module._backward_pre_hooks)
 
 
 def is_compiled_for_gpu(x: Tensor) -> bool:

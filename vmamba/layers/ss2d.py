@@ -75,7 +75,7 @@ class SS2D(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[B, H, W, C] -> [B, H, W, C]`` for any H and W."""
         if not torch.jit.is_scripting():    # TorchScript passes over what is below a test of this alone
-            fits = self._is_one_operator(x)
+            fits = self.is_one_operator(x)
             if fits:
                 return self._one_operator(x)
         B, H, W, _ = x.shape
@@ -98,7 +98,7 @@ class SS2D(nn.Module):
         return self.out_proj(y).view(B, H, W, -1)
 
     @torch.jit.ignore
-    def _is_one_operator(self, x: Tensor) -> bool:
+    def is_one_operator(self, x: Tensor) -> bool:
         """Whether one operator may do it all: on a GPU, where the host is slow, and where nothing looks inside."""
         return (
             runs_alone_on_gpu(x) and not self.gated and is_plain(self.conv, DepthwiseConvSiLU)
@@ -106,8 +106,13 @@ class SS2D(nn.Module):
             and all(is_plain(m, nn.Linear) for m in (self.in_proj, self.x_proj, self.out_proj)))
 
     @torch.jit.ignore
-    def _one_operator(self, x: Tensor) -> Tensor:
+    def operator_weights(self) -> tuple[Any, ...]:
+        """The weights as that operator, ``ss2d_mixer``, takes them."""
         conv, norm = cast(DepthwiseConvSiLU, self.conv), cast(LayerNorm, self.out_norm)
-        return ss2d_mixer(
-            x, self.in_proj.weight, conv.weight, conv.bias, self.x_proj.weight, self.dt_weight, self.dt_bias,
-            self.A_log, self.D, norm.weight, norm.bias, self.out_proj.weight, order=self.scan, eps=self.norm_eps)
+        return (
+            self.in_proj.weight, conv.weight, conv.bias, self.x_proj.weight, self.dt_weight, self.dt_bias, self.A_log,
+            self.D, norm.weight, norm.bias, self.out_proj.weight)
+
+    @torch.jit.ignore
+    def _one_operator(self, x: Tensor) -> Tensor:
+        return ss2d_mixer(x, *self.operator_weights(), order=self.scan, eps=self.norm_eps)

@@ -15,13 +15,21 @@ __all__ = ["HierarchicalBackbone", "Stage", "build_hierarchical", "doubling", "d
 
 
 class Stage(nn.Module):
-    """Downsampling (none in the first stage), then blocks at one resolution; ``[B, H, W, C] -> [B, H', W', C']``."""
+    """Downsampling (none in the first stage), then blocks at one resolution; ``[B, H, W, C] -> [B, H', W', C']``.
 
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
+    Args:
+        downsample: Module before the blocks.
+        blocks: The blocks.
+        chain: Class of the sequence that they become.
+    """
+
+    def __init__(
+            self, downsample: nn.Module, blocks: Sequence[nn.Module], chain: type[nn.Sequential] = nn.Sequential,
+    ) -> None:
         super().__init__()
         self.grad_checkpointing = False
         self.downsample = downsample
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = chain(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.run_blocks(self.downsample(x))

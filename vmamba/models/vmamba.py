@@ -7,8 +7,8 @@ Names follow the authors': ``s`` is the ratio of inner to outer channels of the 
 third stage; ``v0`` is the first release (gated, 16 states, no MLP). Maps are channels-last throughout and any image
 size works.
 """
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from timm.layers import DropPath
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from vmamba._timm import generate_default_cfgs, register_model
 from vmamba.layers import SS2D, ConvDownsample, ConvStem, LayerNorm, Mlp, PatchMerging, PatchStem
+from vmamba.layers.norm import drop_path_scale
+from vmamba.layers.plain import is_plain, runs_alone_on_gpu
+from vmamba.ops.residual_block import residual_block
 
 from ._cfg import classifier_cfg
 from ._checkpoint import fit_official, load_released, open_envelope
@@ -49,6 +52,65 @@ class VMambaBlock(nn.Module):
             return x + self.drop_path2(branch)
         x, y = self.norm2.add(x, branch, self.drop_path1)
         return x + self.drop_path2(self.mlp(y))
+
+    @torch.jit.ignore
+    def is_one_node(self, x: Tensor) -> bool:
+        """Whether autograd need know of no parts of it, given that it runs alone on a GPU; compilers take operators."""
+        mixer, mlp, norm1, norm2 = self.mixer, self.mlp, self.norm1, self.norm2
+        return (
+            torch.is_grad_enabled() and not torch.compiler.is_compiling()
+            and is_plain(mixer, SS2D) and mixer.is_one_operator(x) and is_plain(mlp, Mlp)
+            and is_plain(mlp.fc1, nn.Linear) and is_plain(mlp.fc2, nn.Linear)   # type: ignore[arg-type]
+            and norm2 is not None and is_plain(norm2, LayerNorm) and norm1.eps == norm2.eps == mixer.norm_eps)
+
+    @torch.jit.ignore
+    def one_node(self, x: Tensor, branch: Tensor | None, drop_path: float) -> tuple[Tensor, Tensor]:
+        """The residual stream, to which ``branch`` has yet to be added, and the branch yet to be added after it."""
+        norm1, norm2, mlp = self.norm1, cast(LayerNorm, self.norm2), cast(Mlp, self.mlp)
+        scales = (
+            drop_path_scale(x, drop_path if norm1.training else 0.0),
+            drop_path_scale(x, self.drop_path1 if norm2.training else 0.0))
+        return residual_block(
+            x, branch, scales, (norm1.weight, norm1.bias), self.mixer.operator_weights(), (norm2.weight, norm2.bias),
+            (mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias), self.mixer.scan, norm1.eps)
+
+
+class VMambaBlocks(nn.Sequential):
+    """Blocks in a row. On a GPU the last addition of one and the first norm of the next are one pass over the map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[B, H, W, C] -> [B, H, W, C]``."""
+        if not torch.jit.is_scripting():    # TorchScript passes over what is below a test of this alone
+            joined = runs_alone_on_gpu(x) and self._can_join()
+            if joined:
+                return self._join(x)
+        for block in self:
+            x = block(x)
+        return x
+
+    @torch.jit.ignore
+    def _can_join(self) -> bool:
+        """Whether nothing that is passed over has to be called."""
+        return all(
+            is_plain(block, VMambaBlock) and block.norm2 is not None and is_plain(block.norm1, LayerNorm)
+            and (is_plain(block.drop_path2, nn.Identity) or is_plain(block.drop_path2, DropPath))
+            for block in cast("Iterable[VMambaBlock]", self))
+
+    @torch.jit.ignore
+    def _join(self, x: Tensor) -> Tensor:
+        branch, drop_path = None, 0.0
+        for block in cast("Iterable[VMambaBlock]", self):
+            if block.is_one_node(x):
+                x, branch = block.one_node(x, branch, drop_path)
+            else:
+                if branch is None:
+                    y = block.norm1(x)
+                else:
+                    x, y = block.norm1.add(x, branch, drop_path)
+                x, y = cast(LayerNorm, block.norm2).add(x, block.mixer(y), block.drop_path1)
+                branch = block.mlp(y)
+            drop_path = block.drop_path2.drop_prob if isinstance(block.drop_path2, DropPath) else 0.0
+        return x + block.drop_path2(branch) if branch is not None else x
 
 
 class VMamba(HierarchicalBackbone):
@@ -99,7 +161,7 @@ class VMamba(HierarchicalBackbone):
         stages = [
             Stage(
                 downsample(dims[i - 1], dims[i], NORM_EPS, **dd) if i > 0 else nn.Identity(),
-                [VMambaBlock(dims[i], mlp_ratio, rate, ssm, **dd) for rate in rates])
+                [VMambaBlock(dims[i], mlp_ratio, rate, ssm, **dd) for rate in rates], VMambaBlocks)
             for i, rates in enumerate(drop_path_rates(drop_path_rate, depths))]
         stem = (PatchStem if patch_stem else ConvStem)(in_chans, dims[0], NORM_EPS, **dd)
         super().__init__(

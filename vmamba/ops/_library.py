@@ -1,7 +1,7 @@
 """The dispatcher library that holds every operator of the suite, ``torch.ops.vmamba.*``."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -67,8 +67,14 @@ def unpack_gradients(grads: Sequence[Tensor | None], arguments: Sequence[Tensor 
 
 
 def casts_of(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor | None]:
-    """Weights in ``dtype``, for a forward to keep: None for one that has it, since no output may be an argument."""
-    return [None if w.dtype is dtype else w.to(dtype) for w in weights]
+    """Weights in ``dtype``, for a forward to keep: None for one that has it, since no output may be an argument.
+
+    Those of one dtype cost a GPU's host one launch.
+    """
+    casts = [None if w.dtype is dtype else torch.empty_like(w, dtype=dtype) for w in weights]
+    if made := [c for c in casts if c is not None]:
+        torch._foreach_copy_(made, [w for w in weights if w.dtype is not dtype])
+    return casts
 
 
 def fake_casts(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -127,7 +133,27 @@ def shortcut(
     """
     op = getattr(torch.ops.vmamba, name)    # with its overload picked, TorchScript would not take FX's graphs of it
     positions = _positions(name, cast)
+    apply = node(forward, setup_context, backward, results)
 
+    def call(*arguments: Any) -> Any:
+        if not is_plain(arguments[0]):
+            return op(*arguments)
+        if positions:
+            arguments = as_autocast(arguments, positions)
+        return apply(*arguments) if torch.is_grad_enabled() else forward(*arguments)
+
+    return call
+
+
+def node(forward: Callable, setup_context: Callable, backward: Callable, results: int | None = None) -> Callable:
+    """``forward`` as one node of autograd, for arguments of which :func:`is_plain` holds.
+
+    Args:
+        forward: Of the tensors and what else it takes.
+        setup_context: As given to ``torch.library.register_autograd``.
+        backward: Likewise.
+        results: How many of the outputs callers get; None for all.
+    """
     class Direct(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *arguments: Any) -> Any:
@@ -142,16 +168,14 @@ def shortcut(
 
     differentiable = once_differentiable(backward)
     # torch's own wrapper of it looks for tensors of functorch in all arguments, which is_plain has done
-    apply = super(torch.autograd.Function, Direct).apply
+    return super(torch.autograd.Function, Direct).apply
 
-    def call(*arguments: Any) -> Any:
-        if not is_plain(arguments[0]):
-            return op(*arguments)
-        if positions and torch.is_autocast_enabled("cuda"):
-            arguments = _cast(arguments, positions, torch.get_autocast_dtype("cuda"))
-        return apply(*arguments) if torch.is_grad_enabled() else forward(*arguments)
 
-    return call
+def as_autocast(arguments: tuple[Any, ...], positions: Iterable[int]) -> tuple[Any, ...]:
+    """``arguments`` with the tensors at some positions in the dtype of autocast on a GPU, where that is on."""
+    if not torch.is_autocast_enabled("cuda"):
+        return arguments
+    return _cast(arguments, positions, torch.get_autocast_dtype("cuda"))
 
 
 def direct(name: str, implementation: Callable) -> Callable:
@@ -179,7 +203,7 @@ def _positions(name: str, arguments: Sequence[str]) -> frozenset[int]:
     return frozenset(i for i, argument in enumerate(schema.arguments) if argument.name in arguments)
 
 
-def _cast(given: Sequence[Any], positions: frozenset[int], dtype: torch.dtype) -> tuple[Any, ...]:
+def _cast(given: Sequence[Any], positions: Iterable[int], dtype: torch.dtype) -> tuple[Any, ...]:
     arguments = list(given)
     for i in positions:
         a = arguments[i]

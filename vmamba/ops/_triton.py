@@ -13,6 +13,12 @@ from vmamba.scans import scan_order
 from ._shapes import check_tokens
 
 
+def sums() -> Any:
+    """What backwards may leave the sums of their gradients to parameters to; its ``run()`` finds them in one launch."""
+    import vmamba_kernels
+    return vmamba_kernels.Sums()
+
+
 def selective_scan_forward(
         u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
         delta_bias: Tensor | None, delta_softplus: bool, initial_state: Tensor | None,
@@ -59,12 +65,12 @@ def ss2d_forward(
 def ss2d_backward(
         dy: Tensor, x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None, A_log: Tensor,
         D_skip: Tensor | None, order: str, height: int, width: int, index: Tensor | None, merge: bool,
-        states: Tensor,
+        states: Tensor, sums: Any = None,
 ) -> tuple[Tensor | None, ...]:
-    """As ``_torch_ss2d.backward``."""
+    """As ``_torch_ss2d.backward``; gradients to parameters are there when ``sums`` have run, see :func:`sums`."""
     import vmamba_kernels
     return tuple(vmamba_kernels.ss2d_backward(
-        dy, x, proj, *_parameters(dt_weight, dt_bias, A_log, D_skip), states,
+        dy, x, proj, *_parameters(dt_weight, dt_bias, A_log, D_skip), states, sums=sums,
         **_order(x, dt_weight, order, height, width, index)))
 
 
@@ -86,12 +92,16 @@ def ss2d_norm_backward(
         dy: Tensor, merged: Tensor, x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor | None,
         A_log: Tensor, D_skip: Tensor | None, order: str, height: int, width: int, index: Tensor | None,
         norm_weight: Tensor, norm_bias: Tensor, gate: Tensor | None, eps: float, states: Tensor,
+        sums: Any = None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of (x, proj, dt_weight, dt_bias, A_log, D_skip, norm_weight, norm_bias, gate)."""
+    """Gradients of (x, proj, dt_weight, dt_bias, A_log, D_skip, norm_weight, norm_bias, gate).
+
+    Those to parameters are there when ``sums`` have run.
+    """
     import vmamba_kernels
-    norm = vmamba_kernels.merge_norm_backward(dy, merged, norm_weight, norm_bias, eps=eps, gate=gate)
+    norm = vmamba_kernels.merge_norm_backward(dy, merged, norm_weight, norm_bias, eps=eps, gate=gate, sums=sums)
     scan = ss2d_backward(
-        norm.merged, x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, True, states)
+        norm.merged, x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, True, states, sums)
     return *scan, norm.weight, norm.bias, norm.gate
 
 
@@ -130,11 +140,14 @@ def add_norm_forward(
 
 def add_norm_backward(
         dy: Tensor, dtotal: Tensor | None, total: Tensor, scale: Tensor | None, weight: Tensor, bias: Tensor,
-        eps: float,
+        eps: float, sums: Any = None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of (x, branch, weight, bias); that to an unscaled branch is left out, being that to x."""
+    """Gradients of (x, branch, weight, bias); that to an unscaled branch is left out, being that to x.
+
+    Those to parameters are there when ``sums`` have run.
+    """
     import vmamba_kernels
-    got = vmamba_kernels.add_norm_backward(dy, dtotal, total, _float(scale), weight, bias, eps=eps)
+    got = vmamba_kernels.add_norm_backward(dy, dtotal, total, _float(scale), weight, bias, eps=eps, sums=sums)
     return got.x, got.branch if scale is not None else None, got.weight, got.bias
 
 
@@ -170,11 +183,11 @@ def depthwise_conv_silu_forward(x: Tensor, weight: Tensor, bias: Tensor | None) 
 
 
 def depthwise_conv_silu_backward(
-        dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
+        dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, sums: Any = None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of (x, weight, bias)."""
+    """Gradients of (x, weight, bias); those to parameters are there when ``sums`` have run."""
     import vmamba_kernels
-    return tuple(vmamba_kernels.depthwise_conv_silu_backward(dy, x, weight, bias))
+    return tuple(vmamba_kernels.depthwise_conv_silu_backward(dy, x, weight, bias, sums))
 
 
 def depthwise_conv_add_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -190,10 +203,10 @@ def depthwise_conv_add_backward(
     return tuple(vmamba_kernels.depthwise_conv_add_backward(dy, x, weight, bias))
 
 
-def gelu_backward(dy: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The activation again, the gradient of x, and its sum over rows."""
+def gelu_backward(dy: Tensor, x: Tensor, sums: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The activation again, the gradient of x, and, when ``sums`` have run, its sum over rows, float32."""
     import vmamba_kernels
-    return vmamba_kernels.gelu_backward(dy, x)
+    return vmamba_kernels.gelu_backward(dy, x, sums)
 
 
 def ss2d_states_shape(x: Tensor, A_log: Tensor, steps: int) -> tuple[int, ...]:

@@ -92,17 +92,24 @@ def _backward(
         dy: Tensor, dtotal: Tensor | None, total: Tensor, mean: Tensor | None, rstd: Tensor | None,
         scale: Tensor | None, weight: Tensor, bias: Tensor, eps: float, backend: str,
 ) -> list[Tensor | None]:
-    arguments = (total, total if scale is not None else None, weight, bias)
+    grads = gradients(dy, dtotal, total, mean, rstd, scale, weight, bias, eps, backend, None)
+    return fit_gradients(grads, (total, total if scale is not None else None, weight, bias))
+
+
+def gradients(
+        dy: Tensor, dtotal: Tensor | None, total: Tensor, mean: Tensor | None, rstd: Tensor | None,
+        scale: Tensor | None, weight: Tensor, bias: Tensor, eps: float, backend: str, sums: Any,
+) -> tuple[Any, ...]:
+    """Those to parameters are in any dtype, and there when ``sums`` have run."""
     if resolve_backend(backend, total) == "triton":
-        grads = _triton.add_norm_backward(dy, dtotal, total, scale, weight, bias, eps)
-        return fit_gradients(grads, arguments)
+        return _triton.add_norm_backward(dy, dtotal, total, scale, weight, bias, eps, sums)
     dtype = compute_dtype(total)
     dx, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
         dy.to(dtype).contiguous(), total.to(dtype).contiguous(), (total.shape[-1],), mean, rstd, weight.to(dtype),
         bias.to(dtype), [True, True, True])
     dx = dx if dtotal is None else dx + dtotal
-    dbranch = dx * _per_image(scale, dx) if scale is not None else None
-    return fit_gradients((dx, dbranch, dweight, dbias), arguments)
+    dbranch = (dx * _per_image(scale, dx)).to(total.dtype) if scale is not None else None
+    return dx.to(total.dtype), dbranch, dweight, dbias
 
 
 def _per_image(scale: Tensor, like: Tensor) -> Tensor:

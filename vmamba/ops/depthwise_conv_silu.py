@@ -94,10 +94,16 @@ def _forward(
 def _backward(
         dy: Tensor, conv: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor | None, backend: str,
 ) -> list[Tensor | None]:
+    return fit_gradients(gradients(dy, conv, x, weight, bias, backend, None), (x, weight, bias))
+
+
+def gradients(
+        dy: Tensor, conv: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor | None, backend: str, sums: Any,
+) -> tuple[Tensor | None, ...]:
+    """Before they are brought to their arguments' dtypes; those to parameters are there when ``sums`` have run."""
     if resolve_backend(backend, x) == "triton":
-        return fit_gradients(_triton.depthwise_conv_silu_backward(dy, x, weight, bias), (x, weight, bias))
-    dconv = torch.ops.aten.silu_backward(dy.contiguous(), conv)
-    return fit_gradients(depthwise_conv_backward(dconv, x, weight, bias), (x, weight, bias))
+        return _triton.depthwise_conv_silu_backward(dy, x, weight, bias, sums)
+    return depthwise_conv_backward(torch.ops.aten.silu_backward(dy.contiguous(), conv), x, weight, bias)
 
 
 @torch.library.register_fake("vmamba::depthwise_conv_silu", lib=LIBRARY)

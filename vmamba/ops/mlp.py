@@ -79,12 +79,13 @@ def _forward(
 ) -> tuple[Tensor | None, ...]:
     _check(x, weight1, bias1, weight2, bias2)
     dtype = x.dtype
-    casts = casts_of((weight1, weight2), dtype)
-    weight1, weight2 = with_casts(casts, (weight1, weight2))
-    hidden = F.linear(x, weight1, bias1.to(dtype))
+    weights = weight1, weight2, bias1, bias2
+    casts = casts_of(weights, dtype)
+    weight1, weight2, bias1, bias2 = with_casts(casts, weights)
+    hidden = F.linear(x, weight1, bias1)
     activation = F.gelu(hidden)
-    y = F.linear(activation, weight2, bias2.to(dtype))
-    return y, hidden, activation if resolve_backend(backend, x) != "triton" else None, *casts
+    y = F.linear(activation, weight2, bias2)
+    return y, hidden, activation if resolve_backend(backend, x) != "triton" else None, *casts[:2]
 
 
 @implements("mlp_backward")
@@ -92,19 +93,35 @@ def _backward(
         dy: Tensor, hidden: Tensor, activation: Tensor | None, cast1: Tensor | None, cast2: Tensor | None,
         x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, backend: str,
 ) -> list[Tensor | None]:
+    sums = _triton.sums() if resolve_backend(backend, x) == "triton" else None
+    grads = gradients(dy, hidden, activation, cast1, cast2, x, weight1, bias1, weight2, bias2, sums)
+    if sums is not None:
+        sums.run()
+    return fit_gradients(grads, (x, weight1, bias1, weight2, bias2))
+
+
+def gradients(
+        dy: Tensor, hidden: Tensor, activation: Tensor | None, cast1: Tensor | None, cast2: Tensor | None,
+        x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, sums: Any,
+) -> tuple[Tensor, ...]:
+    """Before they are brought to their arguments' dtypes; with ``sums``, those to biases are there when they have run.
+
+    Triton runs if there are ``sums``.
+    """
     flat, hidden = dy.reshape(-1, dy.shape[-1]), hidden.view(-1, hidden.shape[-1])
     cast1, cast2 = with_casts((cast1, cast2), (weight1, weight2))
     dactivation = flat @ cast2
-    if resolve_backend(backend, x) == "triton":
-        activation, dhidden, dbias1 = _triton.gelu_backward(dactivation, hidden)
+    if sums is not None:
+        activation, dhidden, dbias1 = _triton.gelu_backward(dactivation, hidden, sums)
+        dbias2 = sums.over_all_rows(flat)
     else:
         assert activation is not None
         dhidden = torch.ops.aten.gelu_backward(dactivation, hidden)
-        activation, dbias1 = activation.view(hidden.shape), dhidden.sum(0, dtype=bias1.dtype)
-    gradients = (
+        activation = activation.view(hidden.shape)
+        dbias1, dbias2 = dhidden.sum(0, dtype=bias1.dtype), flat.sum(0, dtype=bias2.dtype)
+    return (
         (dhidden @ cast1).view(x.shape), weight_gradient(dhidden, x.reshape(-1, x.shape[-1]), weight1),
-        dbias1, weight_gradient(flat, activation, weight2), flat.sum(0, dtype=bias2.dtype))
-    return fit_gradients(gradients, (x, weight1, bias1, weight2, bias2))
+        dbias1, weight_gradient(flat, activation, weight2), dbias2)
 
 
 @torch.library.register_fake("vmamba::mlp", lib=LIBRARY)

@@ -1,12 +1,14 @@
 """``ss2d_mixer``: VMamba's mixer from projection to projection, ``torch.ops.vmamba.ss2d_mixer``."""
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import _triton
+from ._backend import resolve_backend
 from ._library import (
     LIBRARY,
     cast_under_autocast,
@@ -14,6 +16,7 @@ from ._library import (
     direct,
     fake_casts,
     fake_gradients,
+    fit_gradients,
     implements,
     shortcut,
     unpack_gradients,
@@ -21,12 +24,12 @@ from ._library import (
     with_casts,
 )
 from ._shapes import check_tensor
-from .depthwise_conv_silu import _backward as conv_backward
 from .depthwise_conv_silu import _forward as conv_forward
 from .depthwise_conv_silu import _forward_fake as conv_fake
-from .ss2d_scan_norm import _backward as scan_backward
+from .depthwise_conv_silu import gradients as conv_gradients
 from .ss2d_scan_norm import _forward as scan_forward
 from .ss2d_scan_norm import _forward_fake as scan_fake
+from .ss2d_scan_norm import gradients as scan_gradients
 
 __all__ = ["ss2d_mixer"]
 
@@ -134,6 +137,26 @@ def _backward(
         dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None, norm_weight: Tensor, norm_bias: Tensor,
         out_weight: Tensor, order: str, eps: float, backend: str,
 ) -> list[Tensor | None]:
+    weights = (
+        in_weight, conv_weight, conv_bias, proj_weight, dt_weight, dt_bias, A_log, D_skip, norm_weight, norm_bias,
+        out_weight)
+    sums = _triton.sums() if resolve_backend(backend, x) == "triton" else None
+    grads = gradients(
+        dy, inner, conv, tokens, proj, merged, states, normed, in_cast, proj_cast, out_cast, x, *weights, order, eps,
+        backend, sums)
+    if sums is not None:
+        sums.run()
+    return fit_gradients(grads, (x, *weights))
+
+
+def gradients(
+        dy: Tensor, inner: Tensor, conv: Tensor | None, tokens: Tensor, proj: Tensor, merged: Tensor, states: Tensor,
+        normed: Tensor, in_cast: Tensor | None, proj_cast: Tensor | None, out_cast: Tensor | None, x: Tensor,
+        in_weight: Tensor, conv_weight: Tensor, conv_bias: Tensor | None, proj_weight: Tensor, dt_weight: Tensor,
+        dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None, norm_weight: Tensor, norm_bias: Tensor,
+        out_weight: Tensor, order: str, eps: float, backend: str, sums: Any,
+) -> list[Tensor | None]:
+    """Before they are brought to their arguments' dtypes; those to parameters are there when ``sums`` have run."""
     _, height, width, channels = x.shape
     inner_channels = tokens.shape[2]
     casts = with_casts((in_cast, proj_cast, out_cast), (in_weight, proj_weight, out_weight))
@@ -141,16 +164,17 @@ def _backward(
     dnormed = (flat_dy @ casts[2]).view(normed.shape)
     scan = _scan_arguments(
         tokens, proj, (dt_weight, dt_bias, A_log, D_skip), order, height, width, norm_weight, norm_bias, eps, backend)
-    dtokens, dproj, *dscan, dnorm_weight, dnorm_bias, _ = scan_backward(dnormed, merged, states, *scan)
+    dtokens, dproj, *dscan, _ = scan_gradients(dnormed, merged, states, *(*scan, sums))
+    dtokens, dproj = cast("list[Tensor]", fit_gradients((dtokens, dproj), (tokens, proj)))
     flat_dproj = dproj.view(flat_tokens.shape[0], -1)
     dmixed = torch.addmm(dtokens.view(flat_tokens.shape), flat_dproj, casts[1])
-    dinner, *dconv = conv_backward(
-        dmixed.view(inner.shape), conv, inner, conv_weight, conv_bias, backend)
+    dinner, *dconv = conv_gradients(dmixed.view(inner.shape), conv, inner, conv_weight, conv_bias, backend, sums)
+    (dinner,) = cast("list[Tensor]", fit_gradients((dinner,), (inner,)))
     flat_dinner = dinner.view(flat_tokens.shape)
     return [
         (flat_dinner @ casts[0]).view(x.shape),
         weight_gradient(flat_dinner, x.reshape(-1, channels), in_weight), *dconv,
-        weight_gradient(flat_dproj, flat_tokens, proj_weight), *dscan, dnorm_weight, dnorm_bias,
+        weight_gradient(flat_dproj, flat_tokens, proj_weight), *dscan,
         weight_gradient(flat_dy, normed.view(flat_tokens.shape), out_weight)]
 
 

@@ -115,13 +115,23 @@ def _backward(
         index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor, gate: Tensor | None, eps: float, backend: str,
 ) -> list[Tensor | None]:
     scan = (x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index)
-    if resolve_backend(backend, x) == "triton":
-        grads = _triton.ss2d_norm_backward(dy, merged, *scan, norm_weight, norm_bias, gate, eps, states)
-    else:
-        dmerged, *norm_grads = _norm_backward(dy, merged, norm_weight, norm_bias, gate, eps)
-        grads = (*_torch_ss2d.backward(dmerged, *scan, True, states), *norm_grads)
+    grads = gradients(dy, merged, states, *scan, norm_weight, norm_bias, gate, eps, backend, None)
     arguments = (x, proj, dt_weight, dt_bias, A_log, D_skip, norm_weight, norm_bias, gate)
     return fit_gradients(grads, arguments)
+
+
+def gradients(
+        dy: Tensor, merged: Tensor, states: Tensor, x: Tensor, proj: Tensor, dt_weight: Tensor,
+        dt_bias: Tensor | None, A_log: Tensor, D_skip: Tensor | None, order: str, height: int, width: int,
+        index: Tensor | None, norm_weight: Tensor, norm_bias: Tensor, gate: Tensor | None, eps: float, backend: str,
+        sums: Any,
+) -> tuple[Tensor | None, ...]:
+    """Before they are brought to their arguments' dtypes; those to parameters are there when ``sums`` have run."""
+    scan = (x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index)
+    if resolve_backend(backend, x) == "triton":
+        return _triton.ss2d_norm_backward(dy, merged, *scan, norm_weight, norm_bias, gate, eps, states, sums)
+    dmerged, *norm_grads = _norm_backward(dy, merged, norm_weight, norm_bias, gate, eps)
+    return (*_torch_ss2d.backward(dmerged, *scan, True, states), *norm_grads)
 
 
 def _norm_backward(
