@@ -73,6 +73,13 @@ def test_stochastic_depth_goes_with_the_addition(joins):
     torch.testing.assert_close(eager(x), make().eval()(x))
 
 
+def test_branches_that_are_not_scaled_up_are_added_by_their_own_module(joins):
+    blocks = make(drop_path=0.25)
+    blocks[1].drop_path2.scale_by_keep = False
+    blocks(torch.randn(2, 4, 3, DIM, dtype=torch.double))
+    assert [norm for norm, _ in joins] == norms_of(blocks)[1::2]
+
+
 def test_dropped_branches_leave_the_map_as_it_is(joins):
     blocks = make(drop_path=1.0)
     x = torch.randn(2, 4, 3, DIM, dtype=torch.double)

@@ -93,7 +93,8 @@ class VMambaBlocks(nn.Sequential):
         """Whether nothing that is passed over has to be called."""
         return all(
             is_plain(block, VMambaBlock) and block.norm2 is not None and is_plain(block.norm1, LayerNorm)
-            and (is_plain(block.drop_path2, nn.Identity) or is_plain(block.drop_path2, DropPath))
+            and (is_plain(block.drop_path2, nn.Identity)
+                 or (is_plain(block.drop_path2, DropPath) and cast(DropPath, block.drop_path2).scale_by_keep))
             for block in cast("Iterable[VMambaBlock]", self))
 
     @torch.jit.ignore
