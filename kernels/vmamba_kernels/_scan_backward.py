@@ -3,22 +3,8 @@
 import triton
 import triton.language as tl
 
-from ._primitives import (
-    LN2,
-    TABLE,
-    ex2,
-    load_uniform,
-    pack8,
-    pair_place,
-    pair_sums,
-    reverse,
-    row_selectors,
-    tf32,
-    touch,
-    touch_at,
-    uniform8,
-    unpack_uniform,
-)
+from ._memory import load_uniform, touch, touch_at, uniform8, unpack_uniform
+from ._primitives import LN2, TABLE, ex2, pack8, pair_place, pair_sums, reverse, row_selectors, tf32
 from ._scan_forward import (
     SEQUENCE,
     inputs,

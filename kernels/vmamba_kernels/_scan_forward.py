@@ -10,20 +10,8 @@ import triton
 import triton.language as tl
 
 from ._delta import load_weight, product
-from ._primitives import (
-    LN2,
-    LOG2E,
-    TABLE,
-    ex2,
-    load_fp32,
-    pack8,
-    softplus2,
-    store_fp32,
-    touch,
-    touch_at,
-    uniform8,
-    unpack8,
-)
+from ._memory import load_fp32, store_fp32, touch, touch_at, uniform8
+from ._primitives import LN2, LOG2E, TABLE, ex2, pack8, softplus2, unpack8
 from ._walk import direction, tile_positions
 
 SEQUENCE = ["L", "visits", "height", "width", "reciprocal", "tiles", "segments", "span", "G"]

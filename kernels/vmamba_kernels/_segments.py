@@ -8,7 +8,8 @@ ordinary kernels. The same works backwards for the adjoint.
 import triton
 import triton.language as tl
 
-from ._primitives import TABLE, ex2, uniform8
+from ._memory import uniform8
+from ._primitives import TABLE, ex2
 from ._scan_forward import (
     SEQUENCE,
     inputs,
