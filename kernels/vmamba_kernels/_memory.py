@@ -15,8 +15,8 @@ def uniform8(ptr, FAST: tl.constexpr):
         at = tl.zeros([32], tl.int64) + ptr.to(tl.int64)
         if ptr.dtype.element_ty == tl.bfloat16:
             return _load8(at)
-        low = _load4(at)
-        high = _load4(at + 16)
+        low = _load4(at, False)
+        high = _load4(at + 16, False)
         return low + high
     else:
         out = ()
@@ -34,9 +34,9 @@ def load_uniform(ptr, FAST: tl.constexpr):
     if FAST:
         at = tl.zeros([32], tl.int64) + ptr.to(tl.int64)
         if ptr.dtype.element_ty == tl.bfloat16:
-            return _load4_here(at)
+            return _load4(at, True)
         else:
-            return _load4_here(at) + _load4_here(at + 16)
+            return _load4(at, True) + _load4(at + 16, True)
     else:
         return uniform8(ptr, FAST)
 
@@ -52,19 +52,6 @@ def unpack_uniform(loaded):
         return out
     else:
         return loaded
-
-
-@triton.jit
-def _load4_here(at):
-    """``_load4``, but ordered with stores."""
-    return tl.inline_asm_elementwise(
-        "ld.global.v4.f32 {$0,$1,$2,$3}, [$4];",
-        "=f,=f,=f,=f,l",
-        [at],
-        dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
-        is_pure=False,
-        pack=1,
-    )
 
 
 @triton.jit
@@ -132,13 +119,14 @@ def store_fp32(at, x, ok, FAST: tl.constexpr):
 
 
 @triton.jit
-def _load4(at):
+def _load4(at, ORDERED: tl.constexpr):
+    """``ORDERED``: stays before later stores; else the memory must not be written by the kernel."""
     return tl.inline_asm_elementwise(
-        "ld.global.nc.v4.f32 {$0,$1,$2,$3}, [$4];",
+        "ld.global" + ("" if ORDERED else ".nc") + ".v4.f32 {$0,$1,$2,$3}, [$4];",
         "=f,=f,=f,=f,l",
         [at],
         dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
-        is_pure=True,
+        is_pure=not ORDERED,
         pack=1,
     )
 
