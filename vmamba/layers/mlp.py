@@ -30,6 +30,11 @@ class Mlp(nn.Module):
         if not torch.jit.is_scripting():
             # without gradients there is nothing to keep; on a CPU a compiler does at least as well
             fused = torch.is_grad_enabled() and (not torch.compiler.is_compiling() or x.is_cuda)
-            if fused and is_plain(self.fc1, nn.Linear) and is_plain(self.fc2, nn.Linear):
+            if fused and self.has_plain_layers():
                 return mlp_call(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, "auto")[0]
         return self.fc2(F.gelu(self.fc1(x)))
+
+    @torch.jit.ignore
+    def has_plain_layers(self) -> bool:
+        """Whether an operator may stand for both layers."""
+        return is_plain(self.fc1, nn.Linear) and is_plain(self.fc2, nn.Linear)

@@ -59,8 +59,8 @@ class VMambaBlock(nn.Module):
         mixer, mlp, norm1, norm2 = self.mixer, self.mlp, self.norm1, self.norm2
         return (
             torch.is_grad_enabled() and not torch.compiler.is_compiling()
-            and is_plain(mixer, SS2D) and mixer.is_one_operator(x) and is_plain(mlp, Mlp)
-            and is_plain(mlp.fc1, nn.Linear) and is_plain(mlp.fc2, nn.Linear)   # type: ignore[arg-type]
+            and is_plain(mixer, SS2D) and mixer.is_one_operator(x)
+            and is_plain(mlp, Mlp) and cast(Mlp, mlp).has_plain_layers()
             and norm2 is not None and is_plain(norm2, LayerNorm) and norm1.eps == norm2.eps == mixer.norm_eps)
 
     @torch.jit.ignore

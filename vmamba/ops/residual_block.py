@@ -18,7 +18,7 @@ from .ss2d_mixer import gradients as mixer_gradients
 
 __all__ = ["residual_block"]
 
-_MIXER, _MLP = 11, 4   # weights
+_MIXER = 11     # weights
 _KEPT = len(KEPT)
 
 
