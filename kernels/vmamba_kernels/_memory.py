@@ -84,14 +84,20 @@ def touch_at(at, FAST: tl.constexpr):
 
 @triton.jit
 def load_fp32(at, ok, FAST: tl.constexpr):
-    """fp32 values at these pointers [32], 0 where not ok.
+    """Values (fp32 or bf16) at these pointers [32] as fp32, 0 where not ok.
 
     ``tl.load`` does the same, but with a hundred of them Triton's search for wider loads takes most of the time to
     compile.
     """
     if FAST:
+        if at.dtype.element_ty == tl.bfloat16:
+            load: tl.constexpr = (
+                ".reg .b16 none, h; mov.b16 none, 0; mov.b16 h, 0; @p ld.global.b16 h, [$1]; mov.b32 $0, {none, h};"
+            )
+        else:
+            load: tl.constexpr = "mov.b32 $0, 0; @p ld.global.b32 $0, [$1];"
         return tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b32 $0, 0; @p ld.global.b32 $0, [$1]; }",
+            "{ .reg .pred p; setp.ne.b32 p, $2, 0; " + load + " }",
             "=f,l,r",
             [at.to(tl.int64), ok.to(tl.int32)],
             dtype=tl.float32,
@@ -99,15 +105,19 @@ def load_fp32(at, ok, FAST: tl.constexpr):
             pack=1,
         )
     else:
-        return tl.load(at, mask=ok, other=0.0)
+        return tl.load(at, mask=ok, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def store_fp32(at, x, ok, FAST: tl.constexpr):
     """The opposite of ``load_fp32``."""
     if FAST:
+        if at.dtype.element_ty == tl.bfloat16:
+            store: tl.constexpr = ".reg .b16 h; cvt.rn.bf16.f32 h, $2; @p st.global.b16 [$1], h;"
+        else:
+            store: tl.constexpr = "@p st.global.b32 [$1], $2;"
         tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.ne.b32 p, $3, 0; @p st.global.b32 [$1], $2; mov.b32 $0, 0; }",
+            "{ .reg .pred p; setp.ne.b32 p, $3, 0; " + store + " mov.b32 $0, 0; }",
             "=r,l,f,r",
             [at.to(tl.int64), x, ok.to(tl.int32)],
             dtype=tl.int32,
@@ -115,7 +125,23 @@ def store_fp32(at, x, ok, FAST: tl.constexpr):
             pack=1,
         )
     else:
-        tl.store(at, x, mask=ok)
+        tl.store(at, x.to(at.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def load_states(ptr, C: tl.constexpr, NB: tl.constexpr, ok, FAST: tl.constexpr):
+    """NB rows of states, C apart: NB vectors [32], zeros where not ok. All are on their way before one is needed."""
+    out = ()
+    for i in tl.static_range(NB):
+        out = out + (load_fp32(ptr + i * C, ok, FAST),)
+    return out
+
+
+@triton.jit
+def store_states(ptr, C: tl.constexpr, rows, ok, FAST: tl.constexpr):
+    """The opposite of ``load_states``."""
+    for i in tl.static_range(len(rows)):
+        store_fp32(ptr + i * C, rows[i], ok, FAST)
 
 
 @triton.jit

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from ._memory import load_uniform, touch, touch_at, uniform8, unpack_uniform
+from ._memory import load_states, load_uniform, store_states, touch, touch_at, unpack_uniform
+from ._own_memory import ROW, all_lanes, await_bc, load_bc, load_kept, own_memory, send_bc, store_kept, widen_bc
 from ._primitives import LN2, TABLE, ex2, pack8, pair_place, pair_sums, reverse, row_selectors, tf32
 from ._scan_forward import (
     SEQUENCE,
@@ -11,24 +12,16 @@ from ._scan_forward import (
     load_channels,
     load_delta_weights,
     load_rows,
-    load_states,
     place,
     read_tile,
     scan_delta,
     step_sizes,
-    store_states,
     store_tile,
     tile_rows,
     touch_rows,
     vectors,
 )
 from ._walk import direction
-
-
-@triton.jit
-def tile_states(first, saved_at, scratch_at, C: tl.constexpr, NB: tl.constexpr, ok, FAST: tl.constexpr):
-    """NB states before a tile: the saved ones before the group's first, else the recomputed ones."""
-    return load_states(tl.where(first, saved_at, scratch_at), C, NB, ok, FAST)
 
 
 @triton.jit
@@ -68,7 +61,7 @@ def store_sums(dbc_at, gv_r, dyh_r, select, TENSOR_SUMS: tl.constexpr):
         tl.store(dbc_at + 8 + eight, tl.sum(pack8(reverse(dyh_r)), 0))
 
 
-@triton.jit(do_not_specialize=[*SEQUENCE, "B", "every", "enters"])
+@triton.jit(do_not_specialize=[*SEQUENCE, "B", "enters"])
 def scan_bwd_kernel(
     dy_ptr,  # [B, L, G, C] by strides
     x_ptr,  # [B, L, G, C] by strides
@@ -79,8 +72,8 @@ def scan_bwd_kernel(
     a_ptr,  # [G, N, C]
     bc_ptr,  # [B, G, tiles, N, 2, 8], see _scan_arrange
     skip_ptr,  # [G, C]
-    states_ptr,  # [B, G, groups of tiles, N, C] fp32: state before each group
-    scratch_ptr,  # [B, G, segments, every, N, C] fp32: states before the tiles of the group at hand
+    states_ptr,  # [B, G, groups of tiles, N, C] fp32 or bf16: state before each group
+    scratch_ptr,  # [B, G, segments, EVERY, N, C] fp32: states before the tiles of the group at hand; not with OWN
     carry_ptr,  # [B, G, segments, N, C] fp32: a_{t+1} g_{t+1}; with ``enters`` it holds that from behind
     da_ptr,  # [B, G, segments, N, C] fp32
     dvec_ptr,  # [B, segments, 2, G, C] fp32: delta bias, D
@@ -95,10 +88,12 @@ def scan_bwd_kernel(
     dx_sb, dx_sl, dx_sg, dx_sc,
     dz_sb, dz_sl, dz_sg, dz_sc,
     L, visits, height, width, reciprocal, tiles, segments, span, G,
-    B, every, enters,
+    B, enters,
     N: tl.constexpr,
-    NB: tl.constexpr,  # states at a time; N: their carries stay in registers
-    FIRST: tl.constexpr,  # states at a time where states are recomputed
+    NB: tl.constexpr,  # states at a time
+    FIRST: tl.constexpr,  # states at a time where states are recomputed; with OWN all
+    EVERY: tl.constexpr,  # tiles in a group
+    OWN: tl.constexpr,  # what comes back tile after tile rests in the program's own memory
     C: tl.constexpr,
     K: tl.constexpr,  # directions; groups are directions if K > 1
     R: tl.constexpr,
@@ -138,39 +133,69 @@ def scan_bwd_kernel(
     a_base = a_ptr + g * N * C + d
     bc_base = bc_ptr + bg * tiles * N * 16
     dbc_base = dbc_ptr + ((tl.cast(block, tl.int64) * B + b) * G + g) * tiles * N * 16
-    states_base = states_ptr + bg * tl.cdiv(tiles, every) * N * C + d
-    scratch_base = scratch_ptr + row * every * N * C + d
+    states_base = states_ptr + bg * tl.cdiv(tiles, EVERY) * N * C + d
     carry_base = carry_ptr + row * N * C + d
     da_base = da_ptr + row * N * C + d
+    # where A, carries and sums of dA are kept, and the states before the tiles of the group at hand
+    TYPE: tl.constexpr = bc_ptr.dtype.element_ty
+    TILE: tl.constexpr = N * (ROW if OWN else C)
+    if OWN:
+        own_bc = own_memory(N * (64 + 2 * TYPE.primitive_bitwidth) + (3 + EVERY) * TILE)
+        sent_bc = own_bc + N * 64
+        own = sent_bc + N * 2 * TYPE.primitive_bitwidth
+        a_at = own + tl.arange(0, 32) * 4
+        carry_at = a_at + N * ROW
+        da_at = carry_at + N * ROW
+        scratch = da_at + N * ROW
+        store_kept(a_at, 0, C, load_states(a_base, C, N, d_ok, FAST), d_ok, FAST, OWN)
+    else:
+        a_at = a_base
+        carry_at = carry_base
+        da_at = da_base
+        scratch = scratch_ptr + row * EVERY * N * C + d
+        own_bc = 0
+        sent_bc = 0
 
     zero = tl.zeros([32], tl.float32)
     sum_bias = zero
     sum_skip = zero
-    if NB == N:
-        carries = load_states(carry_base, C, NB, d_ok & (enters != 0), FAST)
-        d_as = ()
-        for _ in tl.static_range(NB):
-            d_as = d_as + (zero,)
+    for n in range(0, N):
+        carry = load_states(carry_base + n * C, C, 1, d_ok & (enters != 0), FAST)
+        store_kept(carry_at, n, C, carry, d_ok, FAST, OWN)
+        store_kept(da_at, n, C, (zero,), d_ok, FAST, OWN)
+    all_lanes(OWN)
     begin = segment * span
     end = tl.minimum(begin + span, tiles)
-    groups = tl.cdiv(end - begin, every)  # a segment is a whole number of groups, but for the last
-    for back in range(0, groups):
-        first = begin + (groups - 1 - back) * every
-        count = tl.minimum(every, end - first)
-        saved = states_base + tl.cast(first // every, tl.int64) * N * C
+    groups = tl.cdiv(end - begin, EVERY)  # a segment is a whole number of groups, but for the last
+    first = begin + (groups - 1) * EVERY
+    at, ok_t, x, delta = read_tile(
+        first, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits, step, mirror,
+        L, height, reciprocal, R, ORDER,
+    )  # fmt: skip
+    send_bc(sent_bc, bc_base + tl.cast(first, tl.int64) * N * 16, N, FAST, OWN)
+    for _ in range(0, groups):
+        count = tl.minimum(EVERY, end - first)
+        saved = states_base + tl.cast(first // EVERY, tl.int64) * N * C
+        last_at, last_ok = tile_rows(first + count - 1, walk, visits, step, mirror, L, height, reciprocal, ORDER)
+        ok = last_ok[:, None] & d_ok[None, :]
+        dy = tl.load(dy_ptr + dy_off + last_at[:, None] * dy_sl, mask=ok, other=0.0)
 
-        # states before the group's later tiles; the first pass has registers for many of them
+        # states before the group's tiles; this pass has registers for many of them
         for n in range(0, N, FIRST):
-            a = load_states(a_base + n * C, C, FIRST, d_ok, FAST)
+            a = load_kept(a_at, n, C, FIRST, d_ok, FAST, OWN)
             h = load_states(saved + n * C, C, FIRST, d_ok, FAST)
-            at, ok_t, x, delta = read_tile(
-                first, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits, step,
-                mirror, L, height, reciprocal, R, ORDER,
-            )  # fmt: skip
+            store_kept(scratch, n, C, h, d_ok, FAST, OWN)
+            if n > 0:
+                at, ok_t, x, delta = read_tile(
+                    first, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits,
+                    step, mirror, L, height, reciprocal, R, ORDER,
+                )  # fmt: skip
             for i in range(0, count - 1):
                 tile = first + i
-                bc = bc_base + (tl.cast(tile, tl.int64) * N + n) * 16
-                touch(bc + N * 16, FIRST * 16, 32, FAST)  # the next tile's
+                bc = bc_base + tl.cast(tile, tl.int64) * N * 16
+                await_bc(OWN)
+                widen_bc(own_bc, sent_bc, N, TYPE, OWN)
+                send_bc(sent_bc, bc + N * 16, N, FAST, OWN)
                 xs = vectors(x)
                 z2 = scan_delta(delta, weights, bias, R, FAST)
                 at, ok_t, x, delta = read_tile(
@@ -181,36 +206,26 @@ def scan_bwd_kernel(
                 v = inputs(delta2, xs)
                 new_h = ()
                 for m in tl.static_range(FIRST):
-                    b_n = uniform8(bc + m * 16, FAST)
+                    b_n = load_bc(own_bc, bc, n + m, 0, tl.float32, FAST, OWN)
                     h_n = h[m]
                     for t in tl.static_range(8):
                         h_n = tl.fma(ex2(a[m] * delta2[t], FAST), h_n, b_n[t] * v[t])
                     new_h = new_h + (h_n,)
                 h = new_h
-                store_states(scratch_base + ((i + 1) * N + n) * C, C, h, d_ok, FAST)
+                store_kept(scratch + (i + 1) * TILE, n, C, h, d_ok, FAST, OWN)
 
-        # here x and dy are read ahead only once the states are done, whose loads need those registers more
-        at, ok_t = tile_rows(first + count - 1, walk, visits, step, mirror, L, height, reciprocal, ORDER)
-        x, delta = load_rows(at, ok_t, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, R)
-        dy = tl.load(dy_ptr + dy_off + at[:, None] * dy_sl, mask=ok_t[:, None] & d_ok[None, :], other=0.0)
+        touch(saved - N * C, N * C, C, FAST)  # the next group's
         for j in range(0, count):
             i = count - 1 - j
             tile = first + i
             bc = bc_base + tl.cast(tile, tl.int64) * N * 16
             dbc = dbc_base + tl.cast(tile, tl.int64) * N * 16
-            scratch = scratch_base + i * N * C
-            touch(bc - N * 16, N * 16, 32, FAST)  # the next tile's
-            later = d_ok & (tile < end - 1)
-            entered = later | (d_ok & (enters != 0))
-            h = tile_states(i == 0, saved, scratch, C, NB, d_ok, FAST)
-            a = load_states(a_base, C, NB, d_ok, FAST)
-            if NB < N:
-                carries = load_states(carry_base, C, NB, entered, FAST)
-            first_bc = load_uniform(bc, FAST) + load_uniform(bc + 8, FAST)
+            following = tl.maximum(tl.where(i > 0, tile - 1, first - EVERY), 0)
+            await_bc(OWN)
+            widen_bc(own_bc, sent_bc, N, TYPE, OWN)
+            send_bc(sent_bc, bc_base + tl.cast(following, tl.int64) * N * 16, N, FAST, OWN)
             ok = ok_t[:, None] & d_ok[None, :]
-            at_next, ok_next = tile_rows(
-                tl.maximum(tile - 1, 0), walk, visits, step, mirror, L, height, reciprocal, ORDER
-            )  # fmt: skip
+            at_next, ok_next = tile_rows(following, walk, visits, step, mirror, L, height, reciprocal, ORDER)
             touch_rows(at_next, x_ptr, x_first, x_sl, delta_ptr, d_first, d_sl, factors_ptr, f_off, f_sl, R, FAST)
             touch_at(dy_ptr + dy_first + at_next * dy_sl, FAST)
             xs = vectors(x)
@@ -225,56 +240,62 @@ def scan_bwd_kernel(
                 dys = dys + (dys_given[t].to(tl.float32),)
                 gb_sum = gb_sum + (zero,)
                 ga_sum = ga_sum + (zero,)
+            before = scratch + i * TILE
+            if not OWN:
+                first_bc = load_uniform(bc, FAST) + load_uniform(bc + 8, FAST)
+                a = load_states(a_at, C, NB, d_ok, FAST)
+                h = load_states(before, C, NB, d_ok, FAST)
+                carries = load_states(carry_at, C, NB, d_ok, FAST)
             for n in range(0, N, NB):
-                if NB < N:
-                    # loads return in the order in which they are issued, so what comes from far away goes last
-                    d_as = load_states(da_base + n * C, C, NB, later, FAST)
+                d_as = load_kept(da_at, n, C, NB, d_ok, FAST, OWN)
+                if OWN:
+                    a = load_kept(a_at, n, C, NB, d_ok, FAST, OWN)
+                    h = load_kept(before, n, C, NB, d_ok, FAST, OWN)
+                    carries = load_kept(carry_at, n, C, NB, d_ok, FAST, OWN)
+                else:  # a step ahead; they return in the order in which they are asked for, so the farthest goes last
                     ahead = tl.minimum(n + NB, N - NB)
                     bc_next = load_uniform(bc + ahead * 16, FAST) + load_uniform(bc + ahead * 16 + 8, FAST)
-                    a_next = load_states(a_base + ahead * C, C, NB, d_ok, FAST)
-                    carries_next = load_states(carry_base + ahead * C, C, NB, entered, FAST)
-                    h_next = tile_states(i == 0, saved + ahead * C, scratch + ahead * C, C, NB, d_ok, FAST)
-                if visits > 0:  # always so, but it keeps ptxas from moving the loads down to where they are used
-                    new_carries = ()
-                    new_d_as = ()
-                    for m in tl.static_range(NB):
-                        if m == 0:
-                            b_n, c_n = halves(first_bc)
-                        else:
-                            b_n = uniform8(bc + (n + m) * 16, FAST)
-                            c_n = uniform8(bc + (n + m) * 16 + 8, FAST)
-                        decay, states = recompute(h[m], a[m], b_n, delta2, v, FAST)
-                        carry = carries[m]
-                        d_a = zero
-                        new_gb = ()
-                        new_ga = ()
-                        gv_r = ()
-                        dyh_r = ()
-                        for t in tl.static_range(7, -1, -1):
-                            g_h = c_n[t] * dys[t] + carry
-                            carry = decay[t] * g_h
-                            g_kept = carry * states[t]
-                            d_a += g_kept * delta2[t]
-                            new_gb = new_gb + (gb_sum[t] + g_h * b_n[t],)
-                            new_ga = new_ga + (ga_sum[t] + a[m] * g_kept,)
-                            gv_r = gv_r + (tf32(g_h * v[t], ROUND),)
-                            dyh_r = dyh_r + (tf32(dys[t] * states[t + 1], ROUND),)
-                        gb_sum = reverse(new_gb)
-                        ga_sum = reverse(new_ga)
-                        store_sums(dbc + (n + m) * 16, gv_r, dyh_r, select, TENSOR_SUMS)
-                        new_carries = new_carries + (carry,)
-                        new_d_as = new_d_as + (d_as[m] + d_a,)  # added last: it may still be on its way
-                    carries = new_carries
-                    d_as = new_d_as
-                    if NB < N:
-                        store_states(carry_base + n * C, C, carries, d_ok, FAST)
-                        store_states(da_base + n * C, C, d_as, d_ok, FAST)
-                if NB < N:
+                    a_next = load_states(a_at + ahead * C, C, NB, d_ok, FAST)
+                    carries_next = load_states(carry_at + ahead * C, C, NB, d_ok, FAST)
+                    h_next = load_states(before + ahead * C, C, NB, d_ok, FAST)
+                new_carries = ()
+                new_d_as = ()
+                for m in tl.static_range(NB):
+                    if OWN or m > 0:
+                        b_n = load_bc(own_bc, bc, n + m, 0, tl.float32, FAST, OWN)
+                        c_n = load_bc(own_bc, bc, n + m, 1, tl.float32, FAST, OWN)
+                    else:
+                        b_n, c_n = halves(first_bc)
+                    decay, states = recompute(h[m], a[m], b_n, delta2, v, FAST)
+                    carry = carries[m]
+                    sum_a = zero
+                    new_gb = ()
+                    new_ga = ()
+                    gv_r = ()
+                    dyh_r = ()
+                    for t in tl.static_range(7, -1, -1):
+                        g_h = c_n[t] * dys[t] + carry
+                        carry = decay[t] * g_h
+                        g_kept = carry * states[t]
+                        sum_a += g_kept * delta2[t]
+                        new_gb = new_gb + (gb_sum[t] + g_h * b_n[t],)
+                        new_ga = new_ga + (ga_sum[t] + a[m] * g_kept,)
+                        gv_r = gv_r + (tf32(g_h * v[t], ROUND),)
+                        dyh_r = dyh_r + (tf32(dys[t] * states[t + 1], ROUND),)
+                    gb_sum = reverse(new_gb)
+                    ga_sum = reverse(new_ga)
+                    store_sums(dbc + (n + m) * 16, gv_r, dyh_r, select, TENSOR_SUMS)
+                    new_carries = new_carries + (carry,)
+                    new_d_as = new_d_as + (d_as[m] + sum_a,)
+                store_kept(carry_at, n, C, new_carries, d_ok, FAST, OWN)
+                store_kept(da_at, n, C, new_d_as, d_ok, FAST, OWN)
+                if not OWN:
                     first_bc = bc_next
-                    h = h_next
                     a = a_next
                     carries = carries_next
+                    h = h_next
 
+            # read ahead only once the states are done, which need those registers more
             x, delta = load_rows(
                 at_next, ok_next, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, R
             )  # fmt: skip
@@ -296,10 +317,13 @@ def scan_bwd_kernel(
             store_tile(dz_ptr, dz_off + at[:, None] * dz_sl, dzs, ok)
             at = at_next
             ok_t = ok_next
+        first -= EVERY
 
-    if NB == N:
-        store_states(carry_base, C, carries, d_ok, FAST)
-        store_states(da_base, C, d_as, d_ok, FAST)
+    if OWN:
+        all_lanes(OWN)
+        for n in range(0, N):
+            store_states(carry_base + n * C, C, load_kept(carry_at, n, C, 1, d_ok, FAST, OWN), d_ok, FAST)
+            store_states(da_base + n * C, C, load_kept(da_at, n, C, 1, d_ok, FAST, OWN), d_ok, FAST)
     out = dvec_ptr + ((b * segments + segment) * 2 * G + g) * C + d
     tl.store(out, sum_bias, mask=d_ok)
     tl.store(out + G * C, sum_skip, mask=d_ok)

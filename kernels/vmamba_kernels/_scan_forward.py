@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 
 from ._delta import load_weight, product
-from ._memory import load_fp32, store_fp32, touch, touch_at, uniform8
+from ._memory import load_states, store_states, touch_at
+from ._own_memory import ROW, await_bc, load_bc, load_kept, own_memory, send_bc, store_kept
 from ._primitives import LN2, LOG2E, TABLE, ex2, pack8, softplus2, unpack8
 from ._walk import direction, tile_positions
 
@@ -112,22 +113,6 @@ def store_tile(ptr, at, columns, ok):
 
 
 @triton.jit
-def load_states(ptr, C: tl.constexpr, NB: tl.constexpr, ok, FAST: tl.constexpr):
-    """NB rows of states, C apart: NB vectors [32], zeros where not ok. All are on their way before one is needed."""
-    out = ()
-    for i in tl.static_range(NB):
-        out = out + (load_fp32(ptr + i * C, ok, FAST),)
-    return out
-
-
-@triton.jit
-def store_states(ptr, C: tl.constexpr, rows, ok, FAST: tl.constexpr):
-    """The opposite of ``load_states``."""
-    for i in tl.static_range(len(rows)):
-        store_fp32(ptr + i * C, rows[i], ok, FAST)
-
-
-@triton.jit
 def scan_delta(delta, weights, bias, R: tl.constexpr, FAST: tl.constexpr):
     """Pre-activations of delta in units of log 2: 8 vectors [32]. From what ``read_tile`` gave."""
     if R == 0:
@@ -178,7 +163,7 @@ def scan_fwd_kernel(
     y_ptr,  # [B, L, G, C] by strides
     out_ptr,  # gated y, strides of y
     running_ptr,  # [B, G, segments, N, C] fp32: the state after each segment; with ``enters`` it holds that before it
-    states_ptr,  # [B, G, groups of tiles, N, C] fp32: state before each group
+    states_ptr,  # [B, G, groups of tiles, N, C] fp32 or bf16: state before each group
     index_ptr,
     x_sb, x_sl, x_sg, x_sc,
     d_sb, d_sl, d_sg, d_sc,
@@ -189,6 +174,7 @@ def scan_fwd_kernel(
     every, enters,
     N: tl.constexpr,
     NB: tl.constexpr,  # states at a time; N: all stay in registers, else they rest in ``running_ptr`` between tiles
+    OWN: tl.constexpr,  # B and C go through the program's own memory
     C: tl.constexpr,
     K: tl.constexpr,  # directions; groups are directions if K > 1
     R: tl.constexpr,
@@ -228,12 +214,23 @@ def scan_fwd_kernel(
         begin, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits, step, mirror,
         L, height, reciprocal, R, ORDER,
     )  # fmt: skip
+    TYPE: tl.constexpr = bc_ptr.dtype.element_ty
+    SIZE: tl.constexpr = N * 2 * TYPE.primitive_bitwidth  # bytes of a tile's B and C, of which two tiles take turns
+    own_bc = 0
+    a_at = a_base
+    if OWN:
+        own_bc = own_memory(2 * SIZE + N * ROW)
+        a_at = own_bc + 2 * SIZE + tl.arange(0, 32) * 4
+        store_kept(a_at, 0, C, load_states(a_base, C, N, d_ok, FAST), d_ok, FAST, OWN)
+    send_bc(own_bc + begin % 2 * SIZE, bc_base + tl.cast(begin, tl.int64) * N * 16, N, FAST, OWN)
     if NB == N:
-        a = load_states(a_base, C, NB, d_ok, FAST)
         h = load_states(running_base, C, NB, d_ok & (enters != 0), FAST)
     for tile in range(begin, end):
         bc = bc_base + tl.cast(tile, tl.int64) * N * 16
-        touch(bc + N * 16, N * 16, 32, FAST)  # the next tile's
+        bc_next = bc_base + tl.cast(tl.minimum(tile + 1, end - 1), tl.int64) * N * 16
+        await_bc(OWN)
+        send_bc(own_bc + (tile + 1) % 2 * SIZE, bc_next, N, FAST, OWN)
+        own_tile = own_bc + tile % 2 * SIZE
         if SAVE:
             save = d_ok & (tile % every == 0)
             state_at = states_ptr + ((b * G + g) * groups + tile // every) * N * C + d
@@ -261,12 +258,13 @@ def scan_fwd_kernel(
                 store_states(state_at + n * C, C, h, save, FAST)
             new_h = ()
             for i in tl.static_range(NB):
-                b_n = uniform8(bc + (n + i) * 16, FAST)
-                c_n = uniform8(bc + (n + i) * 16 + 8, FAST)
+                b_n = load_bc(own_tile, bc, n + i, 0, TYPE, FAST, OWN)
+                c_n = load_bc(own_tile, bc, n + i, 1, TYPE, FAST, OWN)
+                a_n = load_kept(a_at, n + i, C, 1, d_ok, FAST, OWN)[0] if NB == N else a[i]
                 h_n = h[i]
                 new_y = ()
                 for t in tl.static_range(8):
-                    h_n = tl.fma(ex2(a[i] * delta2[t], FAST), h_n, b_n[t] * v[t])
+                    h_n = tl.fma(ex2(a_n * delta2[t], FAST), h_n, b_n[t] * v[t])
                     new_y = new_y + (ys[t] + c_n[t] * h_n,)
                 ys = new_y
                 new_h = new_h + (h_n,)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from . import _launch, configs
-from ._launch import fast_math
+from ._launch import accumulator_dtype, fast_math
 from ._primitives import LN2
 from ._scan_arrange import VISITS, arrange_kernel, gather_kernel
 from ._scan_backward import scan_bwd_kernel
@@ -68,6 +68,11 @@ class _Plan(NamedTuple):
         return (B * G * self.blocks * self.segments,)
 
     @property
+    def own(self) -> bool:
+        """Whether the kernels use a program's own memory."""
+        return fast_math() and configs.fits_own_memory(self.a.shape[1])
+
+    @property
     def sequence(self) -> tuple[int, ...]:
         """The arguments that every kernel takes first after the strides."""
         s = self.scan
@@ -77,9 +82,8 @@ class _Plan(NamedTuple):
         """The compile-time arguments that every kernel takes; ``walk`` is "forward" or "backward"."""
         s = self.scan
         _, _, G, C, N = s.sizes
-        states = configs.states_at_a_time(N, walk, packed=self.bc.dtype is torch.bfloat16)
         return {
-            "N": N, "NB": states, "C": C, "K": G if s.weight is not None else 1,
+            "N": N, "NB": configs.states_at_a_time(N, walk), "C": C, "K": G if s.weight is not None else 1,
             "R": s.weight.shape[2] if s.weight is not None else 0, "ORDER": s.order, "SOFTPLUS": s.softplus,
             "HAS_BIAS": s.bias is not None, "PRECISE": s.x.dtype == torch.float32,
             "FAST": fast_math(), "num_warps": 1, "num_stages": 1, "maxnreg": configs.SCAN_REGISTERS,
@@ -188,7 +192,7 @@ def scan_forward(
     """
     B, _, G, C, N = s.sizes
     shape = selective_scan_states_shape(B, G, s.visits, C, N)
-    states = _empty(s.x, *shape) if save else None
+    states = _launch.empty(shape, dtype=accumulator_dtype(s.x.dtype), device=s.x.device) if save else None
     if not y.numel():
         return _empty(s.x, B, G, N, C), states
     plan = _plan(s)
@@ -198,7 +202,7 @@ def scan_forward(
         s.x, s.delta, s.factors, s.weight, s.bias, plan.a, plan.bc, s.skip, gate, y, out, running, states, s.index,
         *s.x.stride(), *_strides(s.delta), *_strides(s.factors, 3), *_strides(gate), *y.stride(), *plan.sequence,
         tiles_per_state(N), int(enters), HAS_SKIP=s.skip is not None, HAS_GATE=gate is not None, SAVE=save,
-        **plan.how("forward"),
+        OWN=plan.own, **plan.how("forward"),
     )  # fmt: skip
     return running[:, :, -1], states
 
@@ -230,7 +234,7 @@ def scan_backward(
     every = tiles_per_state(N)
     plan = _plan(s)
     carry, enters = _entries(plan, dy, dlast, adjoint=True)
-    scratch = _empty(s.x, B, G, plan.segments, every, N, C)
+    scratch = None if plan.own else _empty(s.x, B, G, plan.segments, every, N, C)
     dA = _empty(s.x, B, G, plan.segments, N, C)
     dvec = _empty(s.x, B, plan.segments, 2, G, C)
     dbc = _empty(s.x, plan.blocks, *plan.bc.shape)
@@ -239,7 +243,7 @@ def scan_backward(
         dy, s.x, s.delta, s.factors, s.weight, s.bias, plan.a, plan.bc, s.skip, states, scratch, carry, dA, dvec,
         dx, dz, dbc, s.index,
         *dy.stride(), *s.x.stride(), *_strides(s.delta), *_strides(s.factors, 3), *dx.stride(), *dz.stride(),
-        *plan.sequence, B, every, int(enters), FIRST=configs.states_at_a_time(N, "first pass"),
+        *plan.sequence, B, int(enters), FIRST=configs.states_at_a_time(N, "first pass"), EVERY=every, OWN=plan.own,
         HAS_SKIP=s.skip is not None, **plan.how("backward"),
     )  # fmt: skip
     tiles = plan.bc.shape[2]

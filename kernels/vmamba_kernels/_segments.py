@@ -8,19 +8,17 @@ ordinary kernels. The same works backwards for the adjoint.
 import triton
 import triton.language as tl
 
-from ._memory import uniform8
+from ._memory import load_states, store_states, uniform8
 from ._primitives import TABLE, ex2
 from ._scan_forward import (
     SEQUENCE,
     inputs,
     load_channels,
     load_delta_weights,
-    load_states,
     place,
     read_tile,
     scan_delta,
     step_sizes,
-    store_states,
     store_tile,
     vectors,
 )

@@ -33,22 +33,23 @@ def config(kernel: str, D: int) -> Config:
     return Config(1, 3)
 
 
-def states_at_a_time(N: int, walk: str, *, packed: bool = False) -> int:
-    """How many of a channel's N states a general kernel holds in registers: all, or few that take turns.
+def fits_own_memory(N: int) -> bool:
+    """Whether a program's own memory holds what N states need, for as many programs as registers allow."""
+    return N <= 16
 
-    Many that take turns are slower than few: there must be room for as many on their way.
+
+def states_at_a_time(N: int, walk: str) -> int:
+    """How many of a channel's N states a general kernel holds in registers: all, or few that take turns.
 
     Args:
         N: States per channel.
         walk: "forward", "first pass" of the backward, which has few gradients to hold, or "backward".
-        packed: B and C are bfloat16, which leaves more room.
     """
-    if walk == "first pass":
-        return math.gcd(N, 16)
     if walk == "backward":
         return math.gcd(N, 2)
-    room = 16 if packed else 8
-    return N if room >= N else math.gcd(N, 4)
+    if fits_own_memory(N):
+        return N
+    return math.gcd(N, 16 if walk == "first pass" else 4)
 
 
 def images_per_program(batch: int, programs_per_image: int) -> int:

@@ -11,7 +11,7 @@ SSD_LIMIT = 16384  # of a head's state in Mamba-2's scan, which a program holds 
 
 def tiles_per_state(N: int) -> int:
     """Tiles between saved states: with more states per channel they are saved less often, and recomputed."""
-    return max(1, min(N, 32) // 2)
+    return max(1, min(N, 64) // 4)
 
 
 def selective_scan_states_shape(batch: int, groups: int, visits: int, channels: int, N: int) -> tuple[int, ...]:

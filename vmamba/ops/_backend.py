@@ -8,6 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ._shapes import compute_dtype
+
 BACKENDS = ("auto", "reference", "torch", "triton")
 
 
@@ -39,3 +41,9 @@ def resolve_backend(backend: str, tensor: Tensor) -> str:
         if tensor.device.type not in ("cuda", "meta") and not interpreted:
             raise ValueError(f"backend 'triton' was named, but the tensors are on {tensor.device} and it needs CUDA")
     return backend
+
+
+def saved_states_dtype(x: Tensor, backend: str) -> torch.dtype:
+    """Dtype of the states that a scan of ``x`` saves: the kernels keep those of bfloat16 in bfloat16."""
+    half = x.dtype == torch.bfloat16 and resolve_backend(backend, x) == "triton"
+    return torch.bfloat16 if half else compute_dtype(x)

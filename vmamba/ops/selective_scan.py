@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import _torch_selective, _triton
-from ._backend import resolve_backend
+from ._backend import resolve_backend, saved_states_dtype
 from ._grouped import state_blocks
 from ._library import LIBRARY, fake_gradients, fit_gradients, implements, in_layout_of, new_like, unpack_gradients
 from ._shapes import check_selective_scan, compute_dtype
@@ -105,13 +105,14 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_selective_scan(u, delta, A, B, C, D, z, delta_bias, initial_state)
     batch, channels, length = u.shape
-    groups, states, dtype = B.shape[1], A.shape[1], compute_dtype(u)
+    groups, states = B.shape[1], A.shape[1]
     if resolve_backend(backend, u) == "triton":
         saved = _triton.selective_scan_states_shape(u, A, B)
     else:
         saved = (batch, groups, state_blocks(length, states), states, channels // groups)
     return (
-        new_like(u), u.new_empty((batch, channels, states), dtype=dtype), u.new_empty(saved, dtype=dtype),
+        new_like(u), u.new_empty((batch, channels, states), dtype=compute_dtype(u)),
+        u.new_empty(saved, dtype=saved_states_dtype(u, backend)),
         new_like(u) if z is not None else u.new_empty(0))
 
 

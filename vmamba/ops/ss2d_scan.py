@@ -9,10 +9,10 @@ from torch import Tensor
 from vmamba.scans import ScanOrder, scan_length, scan_order, scan_routes
 
 from . import _torch_ss2d, _triton
-from ._backend import resolve_backend
+from ._backend import resolve_backend, saved_states_dtype
 from ._grouped import state_blocks
 from ._library import LIBRARY, fake_gradients, fit_gradients, implements, unpack_gradients
-from ._shapes import check_ss2d_scan, compute_dtype, ss2d_output_dtype
+from ._shapes import check_ss2d_scan, ss2d_output_dtype
 from .reference import ss2d_scan_reference
 
 __all__ = ["ss2d_scan"]
@@ -130,14 +130,8 @@ def _forward_fake(
     batch, length, channels = x.shape[0], x.shape[1], x.shape[-1]
     shape = (batch, length, channels) if merge else (batch, A_log.shape[0], length, channels)
     states = saved_states_shape(x, A_log, order, height, width, index, backend)
-    dtype = saved_states_dtype(x, A_log, backend)
+    dtype = saved_states_dtype(x, backend)
     return x.new_empty(shape, dtype=ss2d_output_dtype(x)), x.new_empty(states, dtype=dtype)
-
-
-def saved_states_dtype(x: Tensor, A_log: Tensor, backend: str) -> torch.dtype:
-    """Dtype of the states that the forward saves: the kernels for one state keep those of bfloat16 in bfloat16."""
-    one = resolve_backend(backend, x) == "triton" and A_log.shape[2] == 1 and x.ndim == 3
-    return torch.bfloat16 if one and x.dtype == torch.bfloat16 else compute_dtype(x)
 
 
 def saved_states_shape(

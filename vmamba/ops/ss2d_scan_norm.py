@@ -10,11 +10,11 @@ from torch import Tensor
 from vmamba.scans import ScanOrder
 
 from . import _torch_ss2d, _triton
-from ._backend import resolve_backend
+from ._backend import resolve_backend, saved_states_dtype
 from ._library import LIBRARY, direct, fake_gradients, fit_gradients, implements, shortcut, unpack_gradients
 from ._shapes import check_ss2d_scan, check_tensor, compute_dtype
 from .reference import ss2d_scan_norm_reference
-from .ss2d_scan import order_arguments, saved_states_dtype, saved_states_shape
+from .ss2d_scan import order_arguments, saved_states_shape
 
 __all__ = ["ss2d_scan_norm"]
 
@@ -166,7 +166,7 @@ def _forward_fake(
     kept = x.dtype if half else dtype
     return (
         x.new_empty(x.shape), x.new_empty(0 if dropped else x.shape, dtype=kept),
-        x.new_empty(0 if dropped else states, dtype=saved_states_dtype(x, A_log, backend)))
+        x.new_empty(0 if dropped else states, dtype=saved_states_dtype(x, backend)))
 
 
 @torch.library.register_fake("vmamba::ss2d_scan_norm_backward", lib=LIBRARY)
