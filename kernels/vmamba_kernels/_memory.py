@@ -3,6 +3,13 @@
 import triton
 import triton.language as tl
 
+_LOAD = tl.constexpr("mov.b32 $0, 0; @p ld.global.b32 $0, [$1];")
+_LOAD_HALF = tl.constexpr(
+    ".reg .b16 none, h; mov.b16 none, 0; mov.b16 h, 0; @p ld.global.b16 h, [$1]; mov.b32 $0, {none, h};"
+)
+_STORE = tl.constexpr("@p st.global.b32 [$1], $2;")
+_STORE_HALF = tl.constexpr(".reg .b16 h; cvt.rn.bf16.f32 h, $2; @p st.global.b16 [$1], h;")
+
 
 @triton.jit
 def uniform8(ptr, FAST: tl.constexpr):
@@ -90,12 +97,7 @@ def load_fp32(at, ok, FAST: tl.constexpr):
     compile.
     """
     if FAST:
-        if at.dtype.element_ty == tl.bfloat16:
-            load: tl.constexpr = (
-                ".reg .b16 none, h; mov.b16 none, 0; mov.b16 h, 0; @p ld.global.b16 h, [$1]; mov.b32 $0, {none, h};"
-            )
-        else:
-            load: tl.constexpr = "mov.b32 $0, 0; @p ld.global.b32 $0, [$1];"
+        load: tl.constexpr = _LOAD_HALF if at.dtype.element_ty == tl.bfloat16 else _LOAD
         return tl.inline_asm_elementwise(
             "{ .reg .pred p; setp.ne.b32 p, $2, 0; " + load + " }",
             "=f,l,r",
@@ -112,10 +114,7 @@ def load_fp32(at, ok, FAST: tl.constexpr):
 def store_fp32(at, x, ok, FAST: tl.constexpr):
     """The opposite of ``load_fp32``."""
     if FAST:
-        if at.dtype.element_ty == tl.bfloat16:
-            store: tl.constexpr = ".reg .b16 h; cvt.rn.bf16.f32 h, $2; @p st.global.b16 [$1], h;"
-        else:
-            store: tl.constexpr = "@p st.global.b32 [$1], $2;"
+        store: tl.constexpr = _STORE_HALF if at.dtype.element_ty == tl.bfloat16 else _STORE
         tl.inline_asm_elementwise(
             "{ .reg .pred p; setp.ne.b32 p, $3, 0; " + store + " mov.b32 $0, 0; }",
             "=r,l,f,r",

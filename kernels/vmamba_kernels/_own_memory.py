@@ -12,6 +12,19 @@ from ._memory import load_states, store_states, touch, uniform8
 
 ROW = tl.constexpr(128)  # bytes of a row: an fp32 value per lane
 
+# eight bf16 values in a, b, c, d, two to a register, to fp32
+_WIDEN = tl.constexpr("""
+    shl.b32 w, a, 16; and.b32 a, a, 0xffff0000; shl.b32 x, b, 16; and.b32 b, b, 0xffff0000;
+    @p st.shared.v4.b32 [$1], {w, a, x, b};
+    shl.b32 w, c, 16; and.b32 c, c, 0xffff0000; shl.b32 x, d, 16; and.b32 d, d, 0xffff0000;
+    @p st.shared.v4.b32 [$1+16], {w, c, x, d};""")
+_LOAD = tl.constexpr("ld.shared.v4.f32 {$0,$1,$2,$3}, [$8]; ld.shared.v4.f32 {$4,$5,$6,$7}, [$8+16];")
+_LOAD_HALF = tl.constexpr("""{
+    .reg .b32 a, b, c, d;
+    ld.shared.v4.b32 {a, b, c, d}, [$8];
+    shl.b32 $0, a, 16; and.b32 $1, a, 0xffff0000; shl.b32 $2, b, 16; and.b32 $3, b, 0xffff0000;
+    shl.b32 $4, c, 16; and.b32 $5, c, 0xffff0000; shl.b32 $6, d, 16; and.b32 $7, d, 0xffff0000; }""")
+
 
 @triton.jit
 def own_memory(SIZE: tl.constexpr):
@@ -102,18 +115,11 @@ def await_bc(OWN: tl.constexpr):
 
 
 @triton.jit
-def widen_bc(to, source, N: tl.constexpr, TYPE: tl.constexpr, OWN: tl.constexpr):
-    """Copy what was sent to ``source`` as ``TYPE`` to ``to`` as fp32, once it is there."""
+def widen_bc(to, source, N: tl.constexpr, dtype: tl.constexpr, OWN: tl.constexpr):
+    """Copy what was sent to ``source`` as ``dtype`` to ``to`` as fp32, once it is there."""
     if OWN:
-        HALF: tl.constexpr = TYPE == tl.bfloat16
-        if HALF:
-            code: tl.constexpr = """
-                shl.b32 w, a, 16; and.b32 a, a, 0xffff0000; shl.b32 x, b, 16; and.b32 b, b, 0xffff0000;
-                @p st.shared.v4.b32 [$1], {w, a, x, b};
-                shl.b32 w, c, 16; and.b32 c, c, 0xffff0000; shl.b32 x, d, 16; and.b32 d, d, 0xffff0000;
-                @p st.shared.v4.b32 [$1+16], {w, c, x, d};"""
-        else:
-            code: tl.constexpr = "@p st.shared.v4.b32 [$1], {a, b, c, d};"
+        HALF: tl.constexpr = dtype == tl.bfloat16
+        code: tl.constexpr = _WIDEN if HALF else "@p st.shared.v4.b32 [$1], {a, b, c, d};"
         PARTS: tl.constexpr = N * (2 if HALF else 4)  # of 16 bytes
         lane = tl.arange(0, 32)
         for i in tl.static_range((PARTS + 31) // 32):
@@ -131,24 +137,17 @@ def widen_bc(to, source, N: tl.constexpr, TYPE: tl.constexpr, OWN: tl.constexpr)
 
 
 @triton.jit
-def load_bc(own, bc, n, WHICH: tl.constexpr, TYPE: tl.constexpr, FAST: tl.constexpr, OWN: tl.constexpr):
+def load_bc(own, bc, n, WHICH: tl.constexpr, dtype: tl.constexpr, FAST: tl.constexpr, OWN: tl.constexpr):
     """B (``WHICH`` 0) or C (1) of state n at a tile's visits, as fp32 in every lane: 8 vectors [32].
 
-    They are at the address ``own`` as ``TYPE``, or without ``OWN`` at the pointer ``bc``.
+    They are at the address ``own`` as ``dtype``, or without ``OWN`` at the pointer ``bc``.
     """
     if OWN:
-        if TYPE == tl.bfloat16:
-            code: tl.constexpr = """{
-                .reg .b32 a, b, c, d;
-                ld.shared.v4.b32 {a, b, c, d}, [$8];
-                shl.b32 $0, a, 16; and.b32 $1, a, 0xffff0000; shl.b32 $2, b, 16; and.b32 $3, b, 0xffff0000;
-                shl.b32 $4, c, 16; and.b32 $5, c, 0xffff0000; shl.b32 $6, d, 16; and.b32 $7, d, 0xffff0000; }"""
-        else:
-            code: tl.constexpr = "ld.shared.v4.b32 {$0,$1,$2,$3}, [$8]; ld.shared.v4.b32 {$4,$5,$6,$7}, [$8+16];"
+        code: tl.constexpr = _LOAD_HALF if dtype == tl.bfloat16 else _LOAD
         return tl.inline_asm_elementwise(
             code,
             "=r,=r,=r,=r,=r,=r,=r,=r,r",
-            [own + n * (2 * TYPE.primitive_bitwidth) + WHICH * TYPE.primitive_bitwidth],
+            [own + n * (2 * dtype.primitive_bitwidth) + WHICH * dtype.primitive_bitwidth],
             dtype=(tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32),
             is_pure=False,
             pack=1,

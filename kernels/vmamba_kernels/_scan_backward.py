@@ -37,6 +37,15 @@ def halves(loaded):
 
 
 @triton.jit
+def add(rows, others):
+    """Sums of two tuples of equal length, entry by entry."""
+    out = ()
+    for i in tl.static_range(len(rows)):
+        out = out + (rows[i] + others[i],)
+    return out
+
+
+@triton.jit
 def recompute(h, a_n, b_n, delta2, v, FAST: tl.constexpr):
     """Through a tile: the decays, and the states before and after every visit."""
     decay = ()
@@ -72,7 +81,8 @@ def scan_bwd_kernel(
     a_ptr,  # [G, N, C]
     bc_ptr,  # [B, G, tiles, N, 2, 8], see _scan_arrange
     skip_ptr,  # [G, C]
-    states_ptr,  # [B, G, groups of tiles, N, C] fp32 or bf16: state before each group
+    states_ptr,  # [B, G, groups of tiles, N, C] fp32 or bf16: state before each group, of the first not read
+    first_ptr,  # [B, G, N, C] fp32: state before the first group; zero without HAS_FIRST
     scratch_ptr,  # [B, G, segments, EVERY, N, C] fp32: states before the tiles of the group at hand; not with OWN
     carry_ptr,  # [B, G, segments, N, C] fp32: a_{t+1} g_{t+1}; with ``enters`` it holds that from behind
     da_ptr,  # [B, G, segments, N, C] fp32
@@ -101,6 +111,7 @@ def scan_bwd_kernel(
     SOFTPLUS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_SKIP: tl.constexpr,
+    HAS_FIRST: tl.constexpr,
     PRECISE: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
@@ -134,15 +145,18 @@ def scan_bwd_kernel(
     bc_base = bc_ptr + bg * tiles * N * 16
     dbc_base = dbc_ptr + ((tl.cast(block, tl.int64) * B + b) * G + g) * tiles * N * 16
     states_base = states_ptr + bg * tl.cdiv(tiles, EVERY) * N * C + d
+    first_base = first_ptr
+    if HAS_FIRST:
+        first_base = first_ptr + bg * N * C + d
     carry_base = carry_ptr + row * N * C + d
     da_base = da_ptr + row * N * C + d
     # where A, carries and sums of dA are kept, and the states before the tiles of the group at hand
-    TYPE: tl.constexpr = bc_ptr.dtype.element_ty
+    bc_type: tl.constexpr = bc_ptr.dtype.element_ty
     TILE: tl.constexpr = N * (ROW if OWN else C)
     if OWN:
-        own_bc = own_memory(N * (64 + 2 * TYPE.primitive_bitwidth) + (3 + EVERY) * TILE)
+        own_bc = own_memory(N * (64 + 2 * bc_type.primitive_bitwidth) + (3 + EVERY) * TILE)
         sent_bc = own_bc + N * 64
-        own = sent_bc + N * 2 * TYPE.primitive_bitwidth
+        own = sent_bc + N * 2 * bc_type.primitive_bitwidth
         a_at = own + tl.arange(0, 32) * 4
         carry_at = a_at + N * ROW
         da_at = carry_at + N * ROW
@@ -183,7 +197,9 @@ def scan_bwd_kernel(
         # states before the group's tiles; this pass has registers for many of them
         for n in range(0, N, FIRST):
             a = load_kept(a_at, n, C, FIRST, d_ok, FAST, OWN)
-            h = load_states(saved + n * C, C, FIRST, d_ok, FAST)
+            h = load_states(saved + n * C, C, FIRST, d_ok & (first > 0), FAST)
+            if HAS_FIRST:
+                h = add(h, load_states(first_base + n * C, C, FIRST, d_ok & (first == 0), FAST))
             store_kept(scratch, n, C, h, d_ok, FAST, OWN)
             if n > 0:
                 at, ok_t, x, delta = read_tile(
@@ -194,7 +210,7 @@ def scan_bwd_kernel(
                 tile = first + i
                 bc = bc_base + tl.cast(tile, tl.int64) * N * 16
                 await_bc(OWN)
-                widen_bc(own_bc, sent_bc, N, TYPE, OWN)
+                widen_bc(own_bc, sent_bc, N, bc_type, OWN)
                 send_bc(sent_bc, bc + N * 16, N, FAST, OWN)
                 xs = vectors(x)
                 z2 = scan_delta(delta, weights, bias, R, FAST)
@@ -222,7 +238,7 @@ def scan_bwd_kernel(
             dbc = dbc_base + tl.cast(tile, tl.int64) * N * 16
             following = tl.maximum(tl.where(i > 0, tile - 1, first - EVERY), 0)
             await_bc(OWN)
-            widen_bc(own_bc, sent_bc, N, TYPE, OWN)
+            widen_bc(own_bc, sent_bc, N, bc_type, OWN)
             send_bc(sent_bc, bc_base + tl.cast(following, tl.int64) * N * 16, N, FAST, OWN)
             ok = ok_t[:, None] & d_ok[None, :]
             at_next, ok_next = tile_rows(following, walk, visits, step, mirror, L, height, reciprocal, ORDER)

@@ -214,8 +214,8 @@ def scan_fwd_kernel(
         begin, d_ok, x_ptr, x_off, x_sl, delta_ptr, d_off, d_sl, factors_ptr, f_off, f_sl, walk, visits, step, mirror,
         L, height, reciprocal, R, ORDER,
     )  # fmt: skip
-    TYPE: tl.constexpr = bc_ptr.dtype.element_ty
-    SIZE: tl.constexpr = N * 2 * TYPE.primitive_bitwidth  # bytes of a tile's B and C, of which two tiles take turns
+    bc_type: tl.constexpr = bc_ptr.dtype.element_ty
+    SIZE: tl.constexpr = N * 2 * bc_type.primitive_bitwidth  # bytes of a tile's B and C, of which two tiles take turns
     own_bc = 0
     a_at = a_base
     if OWN:
@@ -258,8 +258,8 @@ def scan_fwd_kernel(
                 store_states(state_at + n * C, C, h, save, FAST)
             new_h = ()
             for i in tl.static_range(NB):
-                b_n = load_bc(own_tile, bc, n + i, 0, TYPE, FAST, OWN)
-                c_n = load_bc(own_tile, bc, n + i, 1, TYPE, FAST, OWN)
+                b_n = load_bc(own_tile, bc, n + i, 0, bc_type, FAST, OWN)
+                c_n = load_bc(own_tile, bc, n + i, 1, bc_type, FAST, OWN)
                 a_n = load_kept(a_at, n + i, C, 1, d_ok, FAST, OWN)[0] if NB == N else a[i]
                 h_n = h[i]
                 new_y = ()

@@ -216,6 +216,7 @@ def scan_backward(
     dB: torch.Tensor,
     dC: torch.Tensor | None,
     *,
+    initial: torch.Tensor | None = None,
     dlast: torch.Tensor | None = None,
 ) -> ScanGradients:
     """Fill the gradients to x, delta's pre-activation, B and C; return the others.
@@ -228,23 +229,25 @@ def scan_backward(
         dz: [B, L, G, C] output.
         dB: [B, G, N, L] output, any dtype and strides.
         dC: likewise; None where the scan has no C.
+        initial: as given to the forward.
         dlast: [B, G, N, C] gradient to the last states, or None.
     """
     B, _, G, C, N = s.sizes
     every = tiles_per_state(N)
     plan = _plan(s)
     carry, enters = _entries(plan, dy, dlast, adjoint=True)
+    initial = initial.float().contiguous() if initial is not None else None
     scratch = None if plan.own else _empty(s.x, B, G, plan.segments, every, N, C)
     dA = _empty(s.x, B, G, plan.segments, N, C)
     dvec = _empty(s.x, B, plan.segments, 2, G, C)
     dbc = _empty(s.x, plan.blocks, *plan.bc.shape)
     _launch.launch(
         scan_bwd_kernel, plan.programs,
-        dy, s.x, s.delta, s.factors, s.weight, s.bias, plan.a, plan.bc, s.skip, states, scratch, carry, dA, dvec,
-        dx, dz, dbc, s.index,
+        dy, s.x, s.delta, s.factors, s.weight, s.bias, plan.a, plan.bc, s.skip, states, initial, scratch, carry, dA,
+        dvec, dx, dz, dbc, s.index,
         *dy.stride(), *s.x.stride(), *_strides(s.delta), *_strides(s.factors, 3), *dx.stride(), *dz.stride(),
         *plan.sequence, B, int(enters), FIRST=configs.states_at_a_time(N, "first pass"), EVERY=every, OWN=plan.own,
-        HAS_SKIP=s.skip is not None, **plan.how("backward"),
+        HAS_SKIP=s.skip is not None, HAS_FIRST=initial is not None, **plan.how("backward"),
     )  # fmt: skip
     tiles = plan.bc.shape[2]
     _launch.launch(

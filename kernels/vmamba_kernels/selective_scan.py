@@ -217,6 +217,7 @@ def selective_scan_backward(
         _tokens_first(ddelta, G),
         dB,
         dC,
+        initial=_states_in(initial_state, G),
         dlast=_states_in(dlast_state, G),
     )
     return SelectiveScanGradients(

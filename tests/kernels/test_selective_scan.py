@@ -67,7 +67,7 @@ def test_lengths(L, dtype, channels_last):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("N", [1, 2, 16, 64, 256])
+@pytest.mark.parametrize("N", [1, 2, 3, 12, 16, 17, 64, 256])
 @pytest.mark.parametrize(("softplus", "optional"), [(True, True), (False, False)])
 def test_states(N, dtype, softplus, optional):
     args = selective_scan_inputs(2, 40, 197, N, dtype=dtype, device="cuda", softplus=softplus, optional=optional)

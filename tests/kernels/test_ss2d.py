@@ -190,7 +190,7 @@ def test_widths(D, R, dtype):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("N", [1, 2, 4, 8, 16, 64])
+@pytest.mark.parametrize("N", [1, 2, 4, 5, 8, 16, 64])
 @pytest.mark.parametrize(("order", "K"), [("uni", 1), ("bidi", 2), ("cross", 4), ("bidi", 8)])
 def test_states_and_directions(N, order, K, dtype):
     check_ss2d(ss2d_inputs(2, 300, 48, 6, N, K, dtype=dtype, device="cuda"), order, height=15, width=20)

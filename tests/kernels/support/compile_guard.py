@@ -23,14 +23,14 @@ from vmamba_kernels._ss2d_backward import ss2d_bwd_kernel_n1
 from vmamba_kernels._ss2d_forward import ss2d_fwd_kernel_n1
 from vmamba_kernels._ssd_backward import ssd_backward_kernel, ssd_group_kernel
 from vmamba_kernels._ssd_forward import ssd_forward_kernel, ssd_states_kernel
-from vmamba_kernels.configs import SCAN_REGISTERS, config, states_at_a_time
+from vmamba_kernels.configs import SCAN_REGISTERS, config, fits_own_memory, states_at_a_time
 from vmamba_kernels.depthwise_conv import conv_bwd_kernel, conv_kernel
-from vmamba_kernels.state_shapes import SCAN_TILE, TILE
+from vmamba_kernels.state_shapes import SCAN_TILE, TILE, tiles_per_state
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 FLOAT32 = {
     "dt_weight_ptr", "dt_bias_ptr", "a_log_ptr", "d_skip_ptr", "entry_ptr", "dbc_ptr", "dvec_ptr", "weight_ptr",
-    "bias_ptr", "a_ptr", "skip_ptr", "running_ptr", "scratch_ptr", "carry_ptr", "da_ptr", "start_ptr",
+    "bias_ptr", "a_ptr", "skip_ptr", "running_ptr", "carry_ptr", "da_ptr", "start_ptr",
     "last_ptr", "ends_ptr", "decay_ptr", "dskip_ptr", "dparams_ptr",
 }  # fmt: skip
 SS2D = {
@@ -39,7 +39,8 @@ SS2D = {
 }  # fmt: skip
 SCAN = {
     **SS2D, "SOFTPLUS": True, "HAS_GATE": False,
-    "N": 16, "C": 192, **dict.fromkeys(("x_sc", "y_sc", "dx_sc", "dy_sc", "dz_sc"), 1),
+    "N": 16, "C": 192, "EVERY": tiles_per_state(16), "OWN": fits_own_memory(16), "HAS_FIRST": False, "first_ptr": None,
+    "scratch_ptr": None, **dict.fromkeys(("x_sc", "y_sc", "dx_sc", "dy_sc", "dz_sc"), 1),
 }  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def _ss2d(kernel: str, D: int, R: int, even: bool) -> dict:
 def _scan(walk: str) -> dict:
     N = SCAN["N"]
     first = states_at_a_time(N, "first pass")
-    return {**SCAN, "NB": states_at_a_time(N, walk, packed=True), "FIRST": first, "R": 12}
+    return {**SCAN, "NB": states_at_a_time(N, walk), "FIRST": first, "R": 12}
 
 
 def _ssd(tile: int, warps: int, **how) -> dict:
@@ -105,7 +106,7 @@ def machine_code(kernel, constants: dict, target: int = 90) -> tuple[str, str]:
         elif name == "index_ptr":
             types[name] = "*i32"
         elif name.endswith("_ptr"):
-            types[name] = "*fp32" if name in FLOAT32 or (name == "states_ptr" and of_scan) else "*bf16"
+            types[name] = "*fp32" if name in FLOAT32 else "*bf16"
             aligned[(i,)] = [["tt.divisibility", 16]]
         else:
             types[name] = "i64" if name == "reciprocal" else "i32"
@@ -146,13 +147,13 @@ def inspect(name: str, target: int = 90) -> dict:
     """Counts of one case."""
     kernel, constants, elements, which = CASES[name]
     sass, report = machine_code(kernel, constants, target)
-    found = loops(sass)
-    loop = opcodes(sass) if which is None else which(found, key=len)
+    loop = opcodes(sass) if which is None else which(loops(sass), key=len)
     return {
         "registers": int(re.search(r"Used (\d+) registers", report)[1]),
         "spilled_bytes": int(re.search(r"(\d+) bytes spill stores", report)[1]),
         "instructions_per_element": round(len(loop) / elements, 1),
         "shuffles": loop.count("SHFL"),
+        "own_memory_bytes": int(found[1]) if (found := re.search(r"(\d+) bytes smem", report)) else 0,
     }
 
 
