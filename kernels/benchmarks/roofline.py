@@ -18,14 +18,19 @@ def main() -> None:
     args = parser.parse_args()
     with args.results.open() as file:
         rows = [row for row in csv.DictReader(file) if row["pass"] in ("forward", "backward")]
-    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    for which, marker in (("forward", "o"), ("backward", "s")):
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    figure, axes = plt.subplots(figsize=(12, 6), layout="constrained")
+    for which, marker, side in (("forward", "o", -1), ("backward", "s", 1)):
         chosen = [row for row in rows if row["pass"] == which]
         x = [int(row["exponentials"]) / int(row["least_bytes"]) for row in chosen]
         y = [max(float(row["copy_bandwidth_percent"]), float(row["special_function_percent"])) for row in chosen]
         axes.scatter(x, y, marker=marker, label=which)
         for a, b, row in zip(x, y, chosen, strict=True):
-            axes.annotate(row["case"], (a, b), textcoords="offset points", xytext=(4, 4), fontsize=7)
+            number = str(cases.index(row["case"]) + 1)
+            axes.annotate(number, (a, b), textcoords="offset points", xytext=(6 * side, 0),
+                          ha="right" if side < 0 else "left", va="center", fontsize=9)  # fmt: skip
+    axes.text(1.02, 1, "\n".join(f"{i:2} {case}" for i, case in enumerate(cases, 1)), transform=axes.transAxes,
+              va="top", family="monospace", fontsize=9)  # fmt: skip
     axes.axhline(100, color="black", linewidth=0.8)
     axes.set(
         xscale="log",
