@@ -91,6 +91,7 @@ def scan_bwd_kernel(
     dz_ptr,  # [B, L, G, C] by strides: gradient to delta's pre-activation
     dbc_ptr,  # [blocks, B, G, tiles, N, 2, 8] fp32: B and C
     index_ptr,
+    own_ptr,  # in the interpreter, for ``own_memory``
     dy_sb, dy_sl, dy_sg, dy_sc,
     x_sb, x_sl, x_sg, x_sc,
     d_sb, d_sl, d_sg, d_sc,
@@ -154,7 +155,7 @@ def scan_bwd_kernel(
     bc_type: tl.constexpr = bc_ptr.dtype.element_ty
     TILE: tl.constexpr = N * (ROW if OWN else C)
     if OWN:
-        own_bc = own_memory(N * (64 + 2 * bc_type.primitive_bitwidth) + (3 + EVERY) * TILE)
+        own_bc = own_memory(N * (64 + 2 * bc_type.primitive_bitwidth) + (3 + EVERY) * TILE, own_ptr, FAST)
         sent_bc = own_bc + N * 64
         own = sent_bc + N * 2 * bc_type.primitive_bitwidth
         a_at = own + tl.arange(0, 32) * 4
@@ -177,7 +178,7 @@ def scan_bwd_kernel(
         carry = load_states(carry_base + n * C, C, 1, d_ok & (enters != 0), FAST)
         store_kept(carry_at, n, C, carry, d_ok, FAST, OWN)
         store_kept(da_at, n, C, (zero,), d_ok, FAST, OWN)
-    all_lanes(OWN)
+    all_lanes(FAST, OWN)
     begin = segment * span
     end = tl.minimum(begin + span, tiles)
     groups = tl.cdiv(end - begin, EVERY)  # a segment is a whole number of groups, but for the last
@@ -209,8 +210,8 @@ def scan_bwd_kernel(
             for i in range(0, count - 1):
                 tile = first + i
                 bc = bc_base + tl.cast(tile, tl.int64) * N * 16
-                await_bc(OWN)
-                widen_bc(own_bc, sent_bc, N, bc_type, OWN)
+                await_bc(FAST, OWN)
+                widen_bc(own_bc, sent_bc, N, bc_type, FAST, OWN)
                 send_bc(sent_bc, bc + N * 16, N, FAST, OWN)
                 xs = vectors(x)
                 z2 = scan_delta(delta, weights, bias, R, FAST)
@@ -237,8 +238,8 @@ def scan_bwd_kernel(
             bc = bc_base + tl.cast(tile, tl.int64) * N * 16
             dbc = dbc_base + tl.cast(tile, tl.int64) * N * 16
             following = tl.maximum(tl.where(i > 0, tile - 1, first - EVERY), 0)
-            await_bc(OWN)
-            widen_bc(own_bc, sent_bc, N, bc_type, OWN)
+            await_bc(FAST, OWN)
+            widen_bc(own_bc, sent_bc, N, bc_type, FAST, OWN)
             send_bc(sent_bc, bc_base + tl.cast(following, tl.int64) * N * 16, N, FAST, OWN)
             ok = ok_t[:, None] & d_ok[None, :]
             at_next, ok_next = tile_rows(following, walk, visits, step, mirror, L, height, reciprocal, ORDER)
@@ -336,7 +337,7 @@ def scan_bwd_kernel(
         first -= EVERY
 
     if OWN:
-        all_lanes(OWN)
+        all_lanes(FAST, OWN)
         for n in range(0, N):
             store_states(carry_base + n * C, C, load_kept(carry_at, n, C, 1, d_ok, FAST, OWN), d_ok, FAST)
             store_states(da_base + n * C, C, load_kept(da_at, n, C, 1, d_ok, FAST, OWN), d_ok, FAST)

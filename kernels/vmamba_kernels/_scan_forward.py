@@ -165,6 +165,7 @@ def scan_fwd_kernel(
     running_ptr,  # [B, G, segments, N, C] fp32: the state after each segment; with ``enters`` it holds that before it
     states_ptr,  # [B, G, groups of tiles, N, C] fp32 or bf16: state before each group
     index_ptr,
+    own_ptr,  # in the interpreter, for ``own_memory``
     x_sb, x_sl, x_sg, x_sc,
     d_sb, d_sl, d_sg, d_sc,
     f_sb, f_sl, f_sg,
@@ -219,7 +220,7 @@ def scan_fwd_kernel(
     own_bc = 0
     a_at = a_base
     if OWN:
-        own_bc = own_memory(2 * SIZE + N * ROW)
+        own_bc = own_memory(2 * SIZE + N * ROW, own_ptr, FAST)
         a_at = own_bc + 2 * SIZE + tl.arange(0, 32) * 4
         store_kept(a_at, 0, C, load_states(a_base, C, N, d_ok, FAST), d_ok, FAST, OWN)
     send_bc(own_bc + begin % 2 * SIZE, bc_base + tl.cast(begin, tl.int64) * N * 16, N, FAST, OWN)
@@ -228,7 +229,7 @@ def scan_fwd_kernel(
     for tile in range(begin, end):
         bc = bc_base + tl.cast(tile, tl.int64) * N * 16
         bc_next = bc_base + tl.cast(tl.minimum(tile + 1, end - 1), tl.int64) * N * 16
-        await_bc(OWN)
+        await_bc(FAST, OWN)
         send_bc(own_bc + (tile + 1) % 2 * SIZE, bc_next, N, FAST, OWN)
         own_tile = own_bc + tile % 2 * SIZE
         if SAVE:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 
 from . import _launch, configs
-from ._launch import accumulator_dtype, fast_math
+from ._launch import accumulator_dtype, fast_math, interpreted
+from ._own_memory import MOST
 from ._primitives import LN2
 from ._scan_arrange import VISITS, arrange_kernel, gather_kernel
 from ._scan_backward import scan_bwd_kernel
@@ -70,7 +71,11 @@ class _Plan(NamedTuple):
     @property
     def own(self) -> bool:
         """Whether the kernels use a program's own memory."""
-        return fast_math() and configs.fits_own_memory(self.a.shape[1])
+        return (fast_math() or interpreted()) and configs.fits_own_memory(self.a.shape[1])
+
+    def own_memory(self) -> torch.Tensor | None:
+        """What stands for it in the interpreter."""
+        return _empty(self.a, *self.programs, MOST.value // 4) if self.own and interpreted() else None
 
     @property
     def sequence(self) -> tuple[int, ...]:
@@ -200,6 +205,7 @@ def scan_forward(
     _launch.launch(
         scan_fwd_kernel, plan.programs,
         s.x, s.delta, s.factors, s.weight, s.bias, plan.a, plan.bc, s.skip, gate, y, out, running, states, s.index,
+        plan.own_memory(),
         *s.x.stride(), *_strides(s.delta), *_strides(s.factors, 3), *_strides(gate), *y.stride(), *plan.sequence,
         tiles_per_state(N), int(enters), HAS_SKIP=s.skip is not None, HAS_GATE=gate is not None, SAVE=save,
         OWN=plan.own, **plan.how("forward"),
@@ -244,7 +250,7 @@ def scan_backward(
     _launch.launch(
         scan_bwd_kernel, plan.programs,
         dy, s.x, s.delta, s.factors, s.weight, s.bias, plan.a, plan.bc, s.skip, states, initial, scratch, carry, dA,
-        dvec, dx, dz, dbc, s.index,
+        dvec, dx, dz, dbc, s.index, plan.own_memory(),
         *dy.stride(), *s.x.stride(), *_strides(s.delta), *_strides(s.factors, 3), *dx.stride(), *dz.stride(),
         *plan.sequence, B, int(enters), FIRST=configs.states_at_a_time(N, "first pass"), EVERY=every, OWN=plan.own,
         HAS_SKIP=s.skip is not None, HAS_FIRST=initial is not None, **plan.how("backward"),

@@ -40,7 +40,7 @@ SS2D = {
 SCAN = {
     **SS2D, "SOFTPLUS": True, "HAS_GATE": False,
     "N": 16, "C": 192, "EVERY": tiles_per_state(16), "OWN": fits_own_memory(16), "HAS_FIRST": False, "first_ptr": None,
-    "scratch_ptr": None, **dict.fromkeys(("x_sc", "y_sc", "dx_sc", "dy_sc", "dz_sc"), 1),
+    "scratch_ptr": None, "own_ptr": None, **dict.fromkeys(("x_sc", "y_sc", "dx_sc", "dy_sc", "dz_sc"), 1),
 }  # fmt: skip
 
 
