@@ -15,6 +15,8 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
         (1, 33, 17, 1, 1, True, False),
         (1, 6, 1, 2, 3, False, True),
         (1, 4, 49, 5, 1, False, False),
+        (1, 3, 37, 16, 1, True, True),  # two groups of tiles; as many states as own memory holds
+        (1, 3, 37, 18, 1, True, True),  # more
     ],
 )
 def test_against_loop(B, D, L, N, G, softplus, optional, channels_last, device):
