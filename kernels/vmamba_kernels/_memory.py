@@ -3,6 +3,10 @@
 import triton
 import triton.language as tl
 
+# eight bf16 values in a, b, c, d, two to a register, to fp32
+UNPACK = tl.constexpr("""
+    shl.b32 $0, a, 16; and.b32 $1, a, 0xffff0000; shl.b32 $2, b, 16; and.b32 $3, b, 0xffff0000;
+    shl.b32 $4, c, 16; and.b32 $5, c, 0xffff0000; shl.b32 $6, d, 16; and.b32 $7, d, 0xffff0000;""")
 _LOAD = tl.constexpr("mov.b32 $0, 0; @p ld.global.b32 $0, [$1];")
 _LOAD_HALF = tl.constexpr(
     ".reg .b16 none, h; mov.b16 none, 0; mov.b16 h, 0; @p ld.global.b16 h, [$1]; mov.b32 $0, {none, h};"
@@ -160,18 +164,7 @@ def _load4(at, ORDERED: tl.constexpr):
 def _load8(at):
     """Eight bf16 values, two to a register, each the upper half of an fp32 value."""
     return tl.inline_asm_elementwise(
-        """{
-        .reg .b32 a, b, c, d;
-        ld.global.nc.v4.b32 {a, b, c, d}, [$8];
-        shl.b32 $0, a, 16;
-        and.b32 $1, a, 0xffff0000;
-        shl.b32 $2, b, 16;
-        and.b32 $3, b, 0xffff0000;
-        shl.b32 $4, c, 16;
-        and.b32 $5, c, 0xffff0000;
-        shl.b32 $6, d, 16;
-        and.b32 $7, d, 0xffff0000;
-        }""",
+        "{ .reg .b32 a, b, c, d; ld.global.nc.v4.b32 {a, b, c, d}, [$8]; " + UNPACK + " }",
         "=r,=r,=r,=r,=r,=r,=r,=r,l",
         [at],
         dtype=(tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32, tl.float32),

@@ -9,23 +9,19 @@ of global memory with the same addresses.
 import triton
 import triton.language as tl
 
-from ._memory import load_states, store_states, touch, uniform8
+from ._memory import UNPACK, load_states, store_states, touch, uniform8
 
 ROW = tl.constexpr(128)  # bytes of a row: an fp32 value per lane
 MOST = tl.constexpr(48 * 1024)  # bytes that a program may have without asking the driver for more
 
-# eight bf16 values in a, b, c, d, two to a register, to fp32
+# the same as ``UNPACK``, to shared memory
 _WIDEN = tl.constexpr("""
     shl.b32 w, a, 16; and.b32 a, a, 0xffff0000; shl.b32 x, b, 16; and.b32 b, b, 0xffff0000;
     @p st.shared.v4.b32 [$1], {w, a, x, b};
     shl.b32 w, c, 16; and.b32 c, c, 0xffff0000; shl.b32 x, d, 16; and.b32 d, d, 0xffff0000;
     @p st.shared.v4.b32 [$1+16], {w, c, x, d};""")
 _LOAD = tl.constexpr("ld.shared.v4.f32 {$0,$1,$2,$3}, [$8]; ld.shared.v4.f32 {$4,$5,$6,$7}, [$8+16];")
-_LOAD_HALF = tl.constexpr("""{
-    .reg .b32 a, b, c, d;
-    ld.shared.v4.b32 {a, b, c, d}, [$8];
-    shl.b32 $0, a, 16; and.b32 $1, a, 0xffff0000; shl.b32 $2, b, 16; and.b32 $3, b, 0xffff0000;
-    shl.b32 $4, c, 16; and.b32 $5, c, 0xffff0000; shl.b32 $6, d, 16; and.b32 $7, d, 0xffff0000; }""")
+_LOAD_HALF = tl.constexpr("{ .reg .b32 a, b, c, d; ld.shared.v4.b32 {a, b, c, d}, [$8]; " + UNPACK.value + " }")
 
 
 @triton.jit
@@ -138,7 +134,8 @@ def await_bc(FAST: tl.constexpr, OWN: tl.constexpr):
 
 @triton.jit
 def widen_bc(to, source, N: tl.constexpr, dtype: tl.constexpr, FAST: tl.constexpr, OWN: tl.constexpr):
-    """Copy what was sent to ``source`` as ``dtype`` to ``to`` as fp32, once it is there."""
+    """``await_bc``, then copy what was sent to ``source`` as ``dtype`` to ``to`` as fp32."""
+    await_bc(FAST, OWN)
     if OWN and not FAST:
         for i in range(0, N * 16, 16):
             at = i + tl.arange(0, 16)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ._memory import load_states, load_uniform, store_states, touch, touch_at, unpack_uniform
-from ._own_memory import ROW, all_lanes, await_bc, load_bc, load_kept, own_memory, send_bc, store_kept, widen_bc
+from ._own_memory import ROW, all_lanes, load_bc, load_kept, own_memory, send_bc, store_kept, widen_bc
 from ._primitives import LN2, TABLE, ex2, pack8, pair_place, pair_sums, reverse, row_selectors, tf32
 from ._scan_forward import (
     SEQUENCE,
@@ -210,7 +210,6 @@ def scan_bwd_kernel(
             for i in range(0, count - 1):
                 tile = first + i
                 bc = bc_base + tl.cast(tile, tl.int64) * N * 16
-                await_bc(FAST, OWN)
                 widen_bc(own_bc, sent_bc, N, bc_type, FAST, OWN)
                 send_bc(sent_bc, bc + N * 16, N, FAST, OWN)
                 xs = vectors(x)
@@ -238,7 +237,6 @@ def scan_bwd_kernel(
             bc = bc_base + tl.cast(tile, tl.int64) * N * 16
             dbc = dbc_base + tl.cast(tile, tl.int64) * N * 16
             following = tl.maximum(tl.where(i > 0, tile - 1, first - EVERY), 0)
-            await_bc(FAST, OWN)
             widen_bc(own_bc, sent_bc, N, bc_type, FAST, OWN)
             send_bc(sent_bc, bc_base + tl.cast(following, tl.int64) * N * 16, N, FAST, OWN)
             ok = ok_t[:, None] & d_ok[None, :]

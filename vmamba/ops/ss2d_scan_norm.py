@@ -159,14 +159,12 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(
         x, proj, dt_weight, dt_bias, A_log, D_skip, order, height, width, index, norm_weight, norm_bias, gate)
-    dtype = compute_dtype(x)
-    half = resolve_backend(backend, x) == "triton" and x.dtype == torch.bfloat16
     states = saved_states_shape(x, A_log, order, height, width, index, backend)
     dropped = resolve_backend(backend, x) == "triton" and not save
-    kept = x.dtype if half else dtype
+    dtype = saved_states_dtype(x, backend)      # of the sum over directions as well
     return (
-        x.new_empty(x.shape), x.new_empty(0 if dropped else x.shape, dtype=kept),
-        x.new_empty(0 if dropped else states, dtype=saved_states_dtype(x, backend)))
+        x.new_empty(x.shape), x.new_empty(0 if dropped else x.shape, dtype=dtype),
+        x.new_empty(0 if dropped else states, dtype=dtype))
 
 
 @torch.library.register_fake("vmamba::ss2d_scan_norm_backward", lib=LIBRARY)
